@@ -1,0 +1,62 @@
+"""Keeps the tests apart from the user's own Ultralytics settings, and orders them: quick ones first.
+
+Ultralytics reads its environment and its settings file once, when it is imported, so this happens while pytest loads
+this file, before it collects any test module. Subprocesses inherit it.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {
+    "YOLO_OFFLINE": "1",
+    "YOLO_AUTOINSTALL": "0",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "MPLBACKEND": "Agg",
+}
+FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
+
+
+def _font() -> Path | None:
+    """Return a font that matplotlib ships, found without importing matplotlib."""
+    spec = importlib.util.find_spec("matplotlib")
+    places = spec.submodule_search_locations if spec else None
+    fonts = [Path(place, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf") for place in places or ()]
+    return next((font for font in fonts if font.is_file()), None)
+
+
+def _isolate(home: Path) -> None:
+    """Make `home` the place of Ultralytics' settings, data sets, weights and runs for this process and its children."""
+    config = home / "Ultralytics"
+    config.mkdir(parents=True)
+    # Keys that are not named here get Ultralytics' defaults.
+    settings = {
+        "datasets_dir": str(home / "datasets"),
+        "weights_dir": str(home / "weights"),
+        "runs_dir": str(home / "runs"),
+        "sync": False,
+    }
+    (config / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    # Where the fonts of its plots are missing, Ultralytics asks the network for them, YOLO_OFFLINE or not.
+    if font := _font():
+        for name in FONTS:
+            shutil.copyfile(font, config / name)
+    os.environ.update(ENVIRONMENT, YOLO_CONFIG_DIR=str(home))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "ultralytics" in sys.modules:
+        raise pytest.UsageError("expected Ultralytics not to be imported yet; a plugin did, so find it and turn it off")
+    home = Path(tempfile.mkdtemp(prefix="yolo-adapruner-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    _isolate(home)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: otherwise the order stays

@@ -1,0 +1,206 @@
+"""The three stages of a run: warm-up on everything, joint learning of mask and model, training on what is kept.
+
+Puts mask, signal and controller together, an epoch at a time. Samples are numbers 0..N-1; what they are, how a model is
+trained on them and where anything is stored is the caller's business. An epoch can be opened again (after a NaN, an
+out-of-memory restart): nothing moves before it is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_adapruner.core import controller
+from yolo_adapruner.core.history import EpochRecord, RunningMoments
+from yolo_adapruner.core.mask import Mask
+from yolo_adapruner.core.selection import select_kept
+from yolo_adapruner.core.signal import pressure, sample_loss, surprise
+
+
+class Stage(IntEnum):
+    """Where a run stands; the numbers are what results.csv shows."""
+
+    WARMUP = 1
+    JOINT = 2
+    FINETUNE = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The method's settings; `PruneConfig` documents them and holds ranges and defaults."""
+
+    share: float
+    warmup: Literal["auto"] | int
+    warmup_iou: float
+    warmup_max: float
+    joint: float
+    ramp: float
+    s_start: float
+    s_end: float
+    lambda_base: float
+    lambda_gain: float
+    tau: float
+    rate: float
+    clip: float
+    tolerance: float
+    match: float
+
+    def schedule(self, epochs: int) -> controller.Schedule:
+        """The controller's part, for a joint stage of `epochs` epochs."""
+        return controller.Schedule(
+            kept=1 - self.share,
+            epochs=epochs,
+            ramp=self.ramp,
+            s_start=self.s_start,
+            s_end=self.s_end,
+            lambda_base=self.lambda_base,
+            lambda_gain=self.lambda_gain,
+            tolerance=self.tolerance,
+            match=self.match,
+        )
+
+
+class Pruner:
+    """Mask, controller and record of one run over N samples.
+
+    Args:
+        n: number of samples.
+        channels: number of readings a sample gives in a forward, C.
+        epochs: epoch budget of the run, all stages together.
+        settings: the method's settings.
+        seed: decides ties in the final selection.
+
+    Attributes:
+        stage: the stage of the epoch that runs now or comes next.
+        kept: (N,) bool once the fine-tune stage has begun, None before.
+    """
+
+    def __init__(self, n: int, channels: int, epochs: int, settings: Settings, seed: int = 0) -> None:
+        self.settings, self.seed = settings, seed
+        self.mask = Mask(n)
+        self.moments = RunningMoments(n, channels + 1)
+        self.signal: NDArray[np.float64] = np.full(n, np.nan)
+        self.kept: NDArray[np.bool_] | None = None
+        # At least one epoch for each stage that is wanted, whatever the budget and the shares.
+        self.joint_epochs = max(1, round(settings.joint * epochs))
+        longest = round(settings.warmup_max * epochs) if settings.warmup == "auto" else settings.warmup
+        self.warmup_limit = max(0, min(longest, epochs - self.joint_epochs - 1))
+        self.stage = Stage.WARMUP if self.warmup_limit else Stage.JOINT
+        self.schedule = settings.schedule(self.joint_epochs)
+        self.state = controller.start(self.schedule, metric=0.0)
+        self._warm_epochs = 0
+        self._best_logits: NDArray[np.float64] | None = None
+        self._record: EpochRecord | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.mask)
+
+    def open_epoch(self) -> None:
+        """Begin an epoch, or begin it again."""
+        self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
+
+    def weights(self) -> NDArray[np.float32] | None:
+        """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one."""
+        return self.mask.weights(self.state.s) if self.stage is Stage.JOINT else None
+
+    def observe(self, ids: NDArray[np.integer], readings: NDArray[np.floating]) -> None:
+        """Note a batch: ids (B,), readings (B, C), NaN where a sample gives none."""
+        if self._record is None:
+            raise RuntimeError("observe() before open_epoch()")
+        self._record.add(ids, readings)
+
+    def close_epoch(self, metric: float, *, works: bool = False) -> dict[str, float]:
+        """End the epoch: move the mask, let the controller step, change stage when it is time.
+
+        Args:
+            metric: validation metric of the epoch, higher is better.
+            works: the model is good enough to judge samples; ends an automatic warm-up.
+
+        Returns:
+            What the epoch ran under and what share was kept after it: stage, kept, target, s, lambda.
+        """
+        ran = {"stage": float(self.stage), "target": self.state.target, "s": self.state.s, "lambda": self.state.lam}
+        if self.stage is Stage.WARMUP:
+            ran |= {"target": 1.0, "s": 0.0, "lambda": 0.0}
+            self._close_warmup(metric, works)
+        elif self.stage is Stage.JOINT:
+            self._close_joint(metric)
+        self._record = None
+        kept = self.mask.kept_share if self.kept is None else float(self.kept.mean())
+        return {"stage": ran["stage"], "kept": kept, **{k: ran[k] for k in ("target", "s", "lambda")}}
+
+    def _close_warmup(self, metric: float, works: bool) -> None:
+        self._warm_epochs += 1
+        early = works and self.settings.warmup == "auto"
+        if early or self._warm_epochs >= self.warmup_limit:
+            self.stage = Stage.JOINT
+            self.state = controller.start(self.schedule, metric)
+
+    def _close_joint(self, metric: float) -> None:
+        assert self._record is not None, "close_epoch() before open_epoch()"
+        readings = self._record.means()
+        self.signal = surprise(readings)
+        self.moments.add(np.column_stack((readings, self.signal)))
+        f = pressure(sample_loss(self.signal, self.settings.tau))
+        # The neutral pressure is the target's own quantile: what lies above it is what the target wants gone.
+        neutral = float(np.nanquantile(f, self.state.target)) if np.isfinite(f).any() else 0.0
+        self.mask.update(
+            f,
+            neutral=neutral,
+            lam=self.state.lam,
+            target=self.state.target,
+            rate=self.settings.rate,
+            clip=self.settings.clip,
+        )
+        state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
+        if state.best_epoch != self.state.best_epoch:
+            self._best_logits = self.mask.logits.copy()
+        self.state = state
+        if state.epoch >= self.joint_epochs:
+            self.decide()
+
+    def decide(self) -> NDArray[np.bool_]:
+        """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched."""
+        if self._best_logits is not None:
+            self.mask.logits = self._best_logits
+        self.kept = select_kept(self.mask.logits, self.settings.share, seed=self.seed)
+        self.stage = Stage.FINETUNE
+        return self.kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything an interrupted run needs to go on, as arrays and plain values."""
+        return {
+            "stage": int(self.stage),
+            "logits": self.mask.logits.copy(),
+            "best_logits": self._best_logits,
+            "signal": self.signal.copy(),
+            "kept": self.kept,
+            "moments": self.moments.state_dict(),
+            "controller": asdict(self.state),
+            "warm_epochs": self._warm_epochs,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of another number of samples.
+        """
+        if len(state["logits"]) != self.n:
+            raise ValueError(f"Expected the state of {self.n} samples, but got one of {len(state['logits'])}.")
+        self.stage = Stage(state["stage"])
+        self.mask.logits = np.array(state["logits"], np.float64)
+        self._best_logits = None if state["best_logits"] is None else np.array(state["best_logits"], np.float64)
+        self.signal = np.array(state["signal"], np.float64)
+        self.kept = None if state["kept"] is None else np.array(state["kept"], bool)
+        self.moments.load_state_dict(state["moments"])
+        self.state = replace(self.state, **state["controller"])
+        self._warm_epochs = int(state["warm_epochs"])
+        self._record = None

@@ -1,0 +1,42 @@
+"""From scores to the exact kept set: the right count, deterministic ties. Knows no files and no reason for a score."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def drop_count(n: int, prune: float) -> int:
+    """Return how many of `n` samples a share `prune` in [0, 1) removes: round(prune * n), halves to the even number."""
+    return round(prune * n)
+
+
+def select_kept(scores: NDArray[np.floating], prune: float, *, seed: int = 0) -> NDArray[np.bool_]:
+    """Return which samples stay, (N,) bool: all but the `drop_count` lowest scores.
+
+    Equal scores are ordered by a permutation that depends on `seed` and N alone. So a tie is decided the same way each
+    time, and not in favour of the first files of a list, which are often the frames of one video.
+
+    Args:
+        scores: what each sample is worth keeping, (N,), higher is better; must be finite.
+        prune: share to remove, in [0, 1).
+        seed: decides ties only.
+
+    Raises:
+        ValueError: a score is not finite, or `prune` lies outside [0, 1).
+    """
+    scores = np.asarray(scores)
+    if not 0 <= prune < 1:
+        raise ValueError(f"Expected a prune share in [0, 1), but got {prune}.")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"Expected finite scores, but {int((~np.isfinite(scores)).sum())} of {scores.size} are not.")
+    n = len(scores)
+    order = np.lexsort((np.random.default_rng(seed).permutation(n), scores))
+    kept = np.ones(n, bool)
+    kept[order[: drop_count(n, prune)]] = False
+    return kept
+
+
+def random_kept(n: int, prune: float, *, seed: int) -> NDArray[np.bool_]:
+    """Return a random kept set of the same size as `select_kept` gives, (n,) bool: the baseline sceptics believe in."""
+    return select_kept(np.random.default_rng([seed, n]).random(n), prune, seed=seed)

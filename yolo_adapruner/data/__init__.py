@@ -1,0 +1,1 @@
+"""Sets in, sets out: the embedded example set, and what a run leaves behind."""

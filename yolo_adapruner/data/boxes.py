@@ -1,0 +1,72 @@
+"""One image's ground truth and detections: what the engine hands over and the study judges.
+
+Knows nothing of where boxes come from, nor of what makes them good.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from yolo_adapruner.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageDetections:
+    """One image: what is in it and what a detector found, in native pixels, origin top left.
+
+    Boxes may hang over the border.
+
+    Attributes:
+        path: The image's path, which is its identity; a stem or a position is not.
+        shape: (height, width) of the image file in pixels.
+        gt_boxes: (G, 4) float64, ground truth as x1, y1, x2, y2.
+        gt_classes: (G,) int64, class ids.
+        boxes: (D, 4) float64, detections as x1, y1, x2, y2.
+        scores: (D,) float64, confidences in [0, 1].
+        classes: (D,) int64, class ids.
+
+    Raises:
+        DataError: columns that belong together differ in length, or a number in them is not finite.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    gt_boxes: NDArray[np.float64]
+    gt_classes: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    classes: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Bring every column to its dtype and shape, so that plain and empty lists are welcome too."""
+        for name in ("gt_boxes", "boxes"):
+            object.__setattr__(self, name, _boxes(getattr(self, name), self.path, name))
+        object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64).reshape(-1))
+        for name in ("gt_classes", "classes"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64).reshape(-1))
+        found = {"boxes": len(self.boxes), "scores": len(self.scores), "classes": len(self.classes)}
+        truth = {"gt_boxes": len(self.gt_boxes), "gt_classes": len(self.gt_classes)}
+        for lengths in (found, truth):
+            if len(set(lengths.values())) > 1:
+                raise DataError(f"{self.path}: expected columns of one length, but got {lengths}; pair them up first.")
+        if not np.isfinite(self.scores).all():
+            raise DataError(f"{self.path}: expected finite scores, but got NaN or infinity; did the training diverge?")
+
+
+def unique_names(names: dict[int, str]) -> dict[int, str]:
+    """Class id → a name no other class has: two classes of a data.yaml may share one, then both become "name (id)"."""
+    uses = Counter(names.values())
+    return {c: name if uses[name] == 1 else f"{name} ({c})" for c, name in names.items()}
+
+
+def _boxes(values: ArrayLike, path: str, name: str) -> NDArray[np.float64]:
+    """Values as a finite (n, 4) float64 array; an empty list is (0, 4)."""
+    boxes = np.asarray(values, dtype=np.float64)
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise DataError(
+            f"{path}: expected {name} of shape (n, 4), all finite, but got shape {boxes.shape}; check them."
+        )
+    return boxes

@@ -1,0 +1,216 @@
+"""What a run leaves behind, from numbers to files: scores, kept and dropped lists, pruned.yaml, manifest.
+
+Everything but the manifest and `mask.npz` is written from those two alone, so it can be written again, byte for byte,
+and at other shares. Knows no Ultralytics and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import yaml
+from numpy.typing import NDArray
+
+from yolo_adapruner.core.selection import select_kept
+from yolo_adapruner.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from yolo_adapruner.core.pruner import Pruner
+
+MANIFEST, MASK = "manifest.json", "mask.npz"
+_DATA_KEYS_LEFT_OUT = {"download", "yaml_file", "path", "train"}
+_SPLITS = ("val", "test", "minival")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The numbers of a finished selection over N images.
+
+    Attributes:
+        paths: absolute image paths, sorted.
+        kept: (N,) bool.
+        columns: the remaining columns of scores.csv, name -> (N,) array, in their order.
+    """
+
+    paths: Sequence[str]
+    kept: NDArray[np.bool_]
+    columns: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def of(
+        cls, pruner: Pruner | None, paths: Sequence[str], boxes: Sequence[int], channels: Sequence[str], share: float
+    ) -> Outcome:
+        """Return what a pruner found, or everything kept where there was none (share 0)."""
+        n = len(paths)
+        if pruner is None:
+            nan = np.full(n, np.nan)
+            names = ("logit", "signal", "signal_mean", "signal_spread", *channels)
+            columns = {"weight": np.ones(n), **dict.fromkeys(names, nan)}
+            kept, seen = np.ones(n, bool), np.zeros(n, np.int64)
+        else:
+            if pruner.kept is None:
+                raise RunError("Expected a run whose mask is decided, but it stopped before the joint stage ended.")
+            mean, spread = pruner.moments.mean, pruner.moments.spread
+            mean = np.where(pruner.moments.count > 0, mean, np.nan)
+            columns = {
+                "weight": pruner.mask.weights(pruner.settings.s_end).astype(np.float64),
+                "logit": pruner.mask.logits,
+                "signal": pruner.signal,
+                "signal_mean": mean[:, -1],
+                "signal_spread": spread[:, -1],
+                **{name: mean[:, i] for i, name in enumerate(channels)},
+            }
+            kept, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64)
+        return cls(paths, kept, {**columns, "epochs_seen": seen, "boxes": np.asarray(boxes, np.int64)})
+
+
+def write(
+    folder: Path, outcome: Outcome, *, source: Path, data: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
+    """Write everything a run leaves behind into its folder.
+
+    Args:
+        folder: the run folder.
+        outcome: the selection.
+        source: the data file the run was trained on.
+        data: its content as Ultralytics resolved it (absolute split paths).
+        manifest: what else the manifest shall say (versions, seed, settings).
+    """
+    with replace_file(folder / MASK) as temporary, temporary.open("wb") as stream:
+        arrays: dict[str, Any] = {"paths": np.array(outcome.paths), "kept": outcome.kept, **outcome.columns}
+        np.savez_compressed(stream, **arrays)
+    content = {
+        **manifest,
+        "images": {
+            "total": len(outcome.paths),
+            "kept": int(outcome.kept.sum()),
+            "dropped": int((~outcome.kept).sum()),
+            "list_sha256": hash_paths(outcome.paths),
+        },
+        "mask_sha256": hashlib.sha256((folder / MASK).read_bytes()).hexdigest(),
+        "columns": list(outcome.columns),
+        "data": {"source": os.path.abspath(source), **_portable(data)},
+    }
+    _write_text(folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+    _write_files(folder, outcome, content["data"])
+
+
+def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
+    """Write a run's files again, byte for byte, and for each of `shares` a data set cut from the same scores.
+
+    Args:
+        run: a run folder.
+        shares: other prune shares in [0, 0.95]; each gets a folder `prune-<share>` inside the run folder, marked as
+            extrapolated, because the mask was learned for one share only.
+
+    Returns:
+        The data files written, the run's own first.
+
+    Raises:
+        RunError: the folder is not a finished run, or its files do not belong together.
+        ConfigError: a share is out of range.
+    """
+    folder = Path(run)
+    for share in shares:
+        if not 0 <= share <= 0.95:
+            raise ConfigError(f"Expected a prune share from 0 to 0.95, but got {share:g}.")
+    manifest, outcome = read(folder)
+    written = [_write_files(folder, outcome, manifest["data"])]
+    logits = outcome.columns["logit"]
+    if shares and not np.isfinite(logits).all():
+        raise RunError(
+            f"Expected a run that scored its images, but {folder} was run with prune 0: run it with a share."
+        )
+    for share in shares:
+        part = Outcome(outcome.paths, select_kept(logits, share, seed=manifest["seed"]), outcome.columns)
+        own = share == manifest["prune"]["share"]
+        note = "" if own else f" Extrapolated: the mask was learned for prune {manifest['prune']['share']:g}."
+        target = folder / f"prune-{share:g}"
+        target.mkdir(exist_ok=True)
+        written.append(_write_files(target, part, manifest["data"], note=note))
+    return written
+
+
+def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
+    """Return a run's manifest and selection.
+
+    Raises:
+        RunError: one of the two files is missing, unreadable, or not of the same run.
+    """
+    for name in (MANIFEST, MASK):
+        if not (folder / name).is_file():
+            raise RunError(f"Expected a finished run in {folder}, but it has no {name}: finish the run with --resume.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if hashlib.sha256((folder / MASK).read_bytes()).hexdigest() != manifest["mask_sha256"]:
+            raise RunError(f"Expected the {MASK} that {folder / MANIFEST} names, but its content differs.")
+        with np.load(folder / MASK, allow_pickle=False) as arrays:
+            paths = [str(p) for p in arrays["paths"]]
+            outcome = Outcome(paths, arrays["kept"], {name: arrays[name] for name in manifest["columns"]})
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise RunError(
+            f"Expected {folder / MANIFEST} and {MASK} of this package, but they cannot be read ({error})."
+        ) from None
+    return manifest, outcome
+
+
+def scores_table(outcome: Outcome) -> pl.DataFrame:
+    """Return the table behind scores.csv: a row an image, sorted by path."""
+    return pl.DataFrame({"path": list(outcome.paths), "kept": outcome.kept, **outcome.columns})
+
+
+def hash_paths(paths: Sequence[str]) -> str:
+    """Return the hash an image list is recognised by: SHA-256 over the paths, a line each."""
+    return hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@contextmanager
+def replace_file(target: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, and put it in `target`'s place once it is whole and on disk."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: str = "") -> Path:
+    table = scores_table(outcome)
+    with replace_file(folder / "scores.csv") as temporary:
+        table.write_csv(temporary)
+    with replace_file(folder / "scores.parquet") as temporary:
+        table.write_parquet(temporary)
+    for name, rows in (("kept.txt", outcome.kept), ("dropped.txt", ~outcome.kept)):
+        _write_text(folder / name, "".join(f"{p}\n" for p, row in zip(outcome.paths, rows, strict=True) if row))
+    head = (
+        f"# {int(outcome.kept.sum())} of {len(outcome.paths)} training images of {data['source']}, "
+        f"kept by yolo-adapruner.{note}\n"
+    )
+    body = {"path": data["path"], "train": os.path.abspath(folder / "kept.txt"), **data["rest"]}
+    pruned = folder / "pruned.yaml"
+    _write_text(pruned, head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
+    return pruned
+
+
+def _portable(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data file's content as plain values, its split paths absolute, without what only its own folder can use."""
+    rest = {k: v for k, v in data.items() if k not in _DATA_KEYS_LEFT_OUT and v is not None}
+    splits = {k: rest.pop(k) for k in _SPLITS if k in rest}
+    return {"path": str(data["path"]), "rest": {**splits, **rest}}
+
+
+def _write_text(target: Path, text: str) -> None:
+    with replace_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")

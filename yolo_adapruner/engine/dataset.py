@@ -1,0 +1,71 @@
+"""Ultralytics' dataset by image path: who is in it, the part that is kept, and mixing on or off. Knows no mask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from copy import copy
+from types import SimpleNamespace
+from typing import Any
+
+MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
+"""Augmentations that put several images into one, so that a batch entry is no longer one image's."""
+
+
+def identity(im_file: str) -> str:
+    """Return the path an image goes by: absolute, links kept, since label paths are derived from the spelled path."""
+    return os.path.abspath(im_file)
+
+
+def unique_paths(dataset: Any) -> list[str]:
+    """Return each image of the dataset once, in the order of its sorted list (also under rect, which reorders)."""
+    return sorted({identity(f) for f in dataset.im_files})
+
+
+def skipped_paths(dataset: Any) -> list[str]:
+    """Return the listed images that Ultralytics left out as unreadable or wrongly labelled."""
+    listed = dataset.get_img_files(dataset.img_path)
+    return sorted({identity(f) for f in listed} - {identity(f) for f in dataset.im_files})
+
+
+def box_counts(dataset: Any, paths: Sequence[str]) -> list[int]:
+    """Return the number of labelled boxes of each path."""
+    counts = {identity(f): len(label["cls"]) for f, label in zip(dataset.im_files, dataset.labels, strict=True)}
+    return [counts[p] for p in paths]
+
+
+def mixes(args: SimpleNamespace) -> bool:
+    """Whether the recipe puts several images into one."""
+    return any(getattr(args, name, 0) for name in MIXING)
+
+
+def set_mixing(dataset: Any, args: SimpleNamespace, on: bool) -> None:
+    """Rebuild the dataset's transforms by the recipe, with mixing as the recipe has it or off."""
+    if on:
+        dataset.transforms = dataset.build_transforms(hyp=copy(args))
+    else:
+        dataset.close_mosaic(hyp=copy(args))
+
+
+def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
+    """Return a dataset of the images in `keep` alone, sharing labels and cached pixels with `dataset`.
+
+    Made in memory: building it anew from a list would rescan the labels and overwrite the label cache of the full set,
+    which is one file a folder. Mosaic partners come from the part only.
+    """
+    part = copy(dataset)
+    row_of = {f: i for i, f in enumerate(dataset.im_files)}
+    rows = [i for i, f in enumerate(dataset.im_files) if identity(f) in keep]
+    part.im_files = [dataset.im_files[i] for i in rows]
+    part.labels = [dataset.labels[i] for i in rows]
+    part.ni = len(rows)
+    if part.rect:
+        part.set_rectangle()  # may reorder, hence the rows are looked up again
+        rows = [row_of[f] for f in part.im_files]
+    for name in ("ims", "im_hw0", "im_hw", "npy_files"):
+        column = getattr(dataset, name)
+        setattr(part, name, [column[i] for i in rows])
+    part.buffer = []
+    part.max_buffer_length = min(part.ni, part.batch_size * 8, 1000)
+    set_mixing(part, args, on=True)
+    return part

@@ -1,0 +1,165 @@
+"""The exact split of Ultralytics' detection loss over the images of a batch, by two stand-ins on the criterion.
+
+Upstream sums its box, cls and dfl terms over the batch and divides by one batch-wide normaliser, so the total is linear
+in a weight per image. `LossTap` puts that weight where the terms are still separate, and leaves the rest of the
+criterion, its normaliser included, alone. This module does not know what the weights mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolo_adapruner.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the task-aligned assigner saw and answered for one batch; B images, A anchors, M padded boxes, C classes.
+
+    Attributes:
+        scores: class probabilities, (B, A, C) in [0, 1].
+        boxes: predicted boxes, (B, A, 4) xyxy in input pixels.
+        gt_labels: labelled classes, (B, M, 1).
+        gt_boxes: labelled boxes, (B, M, 4) xyxy in input pixels.
+        gt_valid: which of the M rows are labels and not padding, (B, M, 1) bool.
+        foreground: anchors that answer for a labelled box, (B, A) bool.
+        gt_index: the row of `gt_boxes` each anchor answers for, (B, A); meaningless outside `foreground`.
+    """
+
+    scores: Tensor
+    boxes: Tensor
+    gt_labels: Tensor
+    gt_boxes: Tensor
+    gt_valid: Tensor
+    foreground: Tensor
+    gt_index: Tensor
+
+
+class LossTap:
+    """Weights each image's share of the loss, and keeps the assigner's last answer for the judge.
+
+    Args:
+        criterion: an Ultralytics `v8DetectionLoss` or `E2ELoss` instance; only this instance is changed.
+
+    Attributes:
+        weights: (B,) float tensor on the criterion's device, or None. With None the criterion is the stock one.
+        watching: keep the assignment of each forward in `assignment`.
+        assignment: the last batch's `Assignment`, or None.
+
+    Raises:
+        ConfigError: the criterion is of a kind whose loss this split does not cover.
+    """
+
+    def __init__(self, criterion: Any) -> None:
+        self.weights: Tensor | None = None
+        self.watching = False
+        self.assignment: Assignment | None = None
+        for head in _heads(criterion):
+            head.bce = _WeightedBCE(self, head.bce)
+            head.bbox_loss = _WeightedBoxLoss(self, head.bbox_loss)
+        # End-to-end models mix two heads by a share that drifts over the epochs. One head only is judged, the
+        # one-to-many one, which every other family has as well, so that the drift cannot move a judgement.
+        judged = _heads(criterion)[0]
+        judged.assigner = _WatchedAssigner(self, judged.assigner)
+
+    def clear(self) -> None:
+        """Forget the batch: stock behaviour until weights are set again."""
+        self.weights = None
+        self.assignment = None
+
+
+def per_image_losses(total: Tensor, weights: Tensor) -> Tensor:
+    """Return each image's share of a batch loss, (B,), in the unit of `total`.
+
+    The total is linear in the weights, so its derivative by the weights at any point is the split; at weights of 1 the
+    shares sum to the total.
+
+    Args:
+        total: the scalar loss, or the (3,) tensor Ultralytics returns.
+        weights: the leaf tensor, (B,), `requires_grad`, that was set on the tap for this forward.
+    """
+    return torch.autograd.grad(total.sum(), weights, retain_graph=True)[0]
+
+
+def _heads(criterion: Any) -> list[Any]:
+    """The plain detection criteria inside a criterion, the one to judge by first."""
+    heads = [criterion.one2many, criterion.one2one] if hasattr(criterion, "one2many") else [criterion]
+    # A subclass (segment, pose, obb) adds terms of its own that these stand-ins would leave unweighted.
+    if any(type(head).__name__ != "v8DetectionLoss" for head in heads):
+        kinds = ", ".join(sorted({type(head).__name__ for head in heads}))
+        raise ConfigError(
+            f"Expected a model with the YOLO detection loss (v8DetectionLoss), but got {kinds}: "
+            "choose a detection model such as yolov3-tiny.yaml, yolov8n.yaml, yolo11n.yaml or yolo26n.yaml."
+        )
+    return heads
+
+
+def _spread(weights: Tensor, like: Tensor) -> Tensor:
+    return weights.to(like.dtype)[:, None, None]
+
+
+class _WeightedBCE:
+    """Stands in for the criterion's `bce`: element losses (B, A, C) times the image's weight."""
+
+    def __init__(self, tap: LossTap, inner: Any) -> None:
+        self.tap, self.inner = tap, inner
+
+    def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
+        loss = self.inner(pred, target)
+        return loss if self.tap.weights is None else loss * _spread(self.tap.weights, loss)
+
+
+class _WeightedBoxLoss:
+    """Stands in for `bbox_loss`, whose terms are weighted by the target scores: the image's weight goes onto those."""
+
+    def __init__(self, tap: LossTap, inner: Any) -> None:
+        self.tap, self.inner = tap, inner
+
+    def __call__(
+        self,
+        pred_dist: Tensor,
+        pred_bboxes: Tensor,
+        anchor_points: Tensor,
+        target_bboxes: Tensor,
+        target_scores: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        if self.tap.weights is not None:
+            target_scores = target_scores * _spread(self.tap.weights, target_scores)
+        return self.inner(pred_dist, pred_bboxes, anchor_points, target_bboxes, target_scores, *args, **kwargs)
+
+
+class _WatchedAssigner:
+    """Stands in for the assigner and keeps what it saw and answered, detached, for one batch."""
+
+    def __init__(self, tap: LossTap, inner: Any) -> None:
+        self.tap, self.inner = tap, inner
+
+    def __call__(
+        self,
+        scores: Tensor,
+        boxes: Tensor,
+        anchors: Tensor,
+        gt_labels: Tensor,
+        gt_boxes: Tensor,
+        gt_valid: Tensor,
+        **extra: Tensor,
+    ) -> tuple[Tensor, ...]:
+        answer = self.inner(scores, boxes, anchors, gt_labels, gt_boxes, gt_valid, **extra)
+        if self.tap.watching:
+            _, _, _, foreground, gt_index = answer
+            self.tap.assignment = Assignment(
+                scores.detach(), boxes.detach(), gt_labels, gt_boxes, gt_valid.bool(), foreground, gt_index.long()
+            )
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for names the stand-in lacks. `inner` itself is asked for while a copy is being built.
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)

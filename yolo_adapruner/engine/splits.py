@@ -1,0 +1,35 @@
+"""Which images a data file's splits hold, as Ultralytics resolves them. Builds a set that is not there yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultralytics.cfg import get_cfg
+from ultralytics.data.build import build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset
+
+from yolo_adapruner.engine import dataset as images
+from yolo_adapruner.engine import runtime
+from yolo_adapruner.engine.run import one_line_errors, resolve_data
+
+
+def load_data(data: str) -> dict[str, Any]:
+    """Return a data file's content with absolute split paths, building or fetching the set if it says how.
+
+    Raises:
+        DataError: the file or its set is missing or says something that cannot be.
+    """
+    runtime.offer_font()
+    with one_line_errors(data):
+        return check_det_dataset(resolve_data(data))
+
+
+def split_images(data: dict[str, Any], split: str) -> list[str]:
+    """Return the absolute paths of a split's readable images, sorted, each once.
+
+    Raises:
+        DataError: the split has no readable image.
+    """
+    with one_line_errors(str(data.get("yaml_file", "data"))):
+        cfg = get_cfg(overrides={"task": "detect", "mode": "val"})
+        return images.unique_paths(build_yolo_dataset(cfg, data[split], 1, data, mode="val", stride=32))

@@ -1,0 +1,1 @@
+"""What a result is worth: arms, evaluation, intervals, summaries."""

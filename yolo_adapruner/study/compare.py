@@ -1,0 +1,344 @@
+"""Full, pruned and random, trained alike and judged alike: the arms, the cells, the table.
+
+An arm is judged by pycocotools on images that chose nothing: the test split, or where there is none a seeded half of
+the validation images, whose other half does the choosing. Each cell of the grid is a plain run folder plus
+`cell.json`; a cell that has one is finished and never run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from yolo_adapruner.api import resolve
+from yolo_adapruner.config import PruneConfig, RunConfig
+from yolo_adapruner.data import export
+from yolo_adapruner.errors import ConfigError, RunError
+from yolo_adapruner.study.baselines import equal_updates_epochs, random_kept
+from yolo_adapruner.study.evaluate import coco_metrics, paired_difference
+
+FULL, RUN, PRUNED, RANDOM = "full", "one run", "pruned", "random"
+EPOCHS, UPDATES = "equal epochs", "equal updates"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid: an arm at a share, a budget and a seed."""
+
+    arm: str
+    share: float
+    budget: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder name of the cell."""
+        share = f"-{self.share:g}" if self.share else ""
+        budget = "-updates" if self.budget == UPDATES else ""
+        return f"{self.arm.replace(' ', '-')}{share}{budget}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm over its seeds. mAP in [0, 1]; `versus_full`, `versus_random`: paired mean difference, 95 % interval."""
+
+    arm: str
+    share: float
+    budget: str
+    images: int
+    updates: float
+    map50_95: list[float]
+    map50: list[float]
+    hours: float
+    versus_full: tuple[float, float, float] | None
+    versus_random: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison; `compare.json`, `compare.md` and the cells lie in `folder`."""
+
+    folder: Path
+    rows: list[Row]
+    facts: dict[str, Any]
+
+    def table(self) -> str:
+        """Return the table in Markdown, in points of mAP (0 to 100)."""
+        return _table(self.rows, self.facts)
+
+
+def compare(
+    run: str | Path | Mapping[str, Any] | RunConfig = "yolov3-tiny",
+    *,
+    prune: float | Sequence[float] = 0.1,
+    seeds: int = 3,
+    config: PruneConfig | None = None,
+    **overrides: Any,
+) -> Comparison:
+    """Train the arms full, one run, pruned and random with the same recipe, and compare their mAP.
+
+    Arms: *full* trains on everything; *one run* is the detector that `train --prune` itself leaves; *pruned* and
+    *random* train anew on as many images, those the run kept or a seeded random choice, once for as many epochs as
+    full and once for as many updates.
+
+    Args:
+        run: a run config: path, name of a packaged one, mapping, or `RunConfig`. With a `name` whose folder holds the
+            same comparison unfinished, that one goes on.
+        prune: shares to compare at, each in (0, 0.95].
+        seeds: runs an arm, >= 1: seeds `seed` to `seed + seeds - 1`, the same for each arm.
+        config: settings of the method, in place of the run config's `prune:` section.
+        overrides: settings that win over the run config.
+
+    Raises:
+        ConfigError: a share or `seeds` is out of range, or the named folder holds another comparison.
+        DataError, RunError: see their lines.
+    """
+    resolved = resolve(run, config=config, **overrides)
+    shares = [float(s) for s in (prune if isinstance(prune, Sequence) else [prune])]
+    wrong = [s for s in shares if not 0 < s <= 0.95]
+    if wrong or not shares or seeds < 1:
+        raise ConfigError(
+            f"Expected prune shares in (0, 0.95] and seeds >= 1, but got prune {shares} and seeds {seeds}."
+        )
+    from yolo_adapruner.engine import runtime
+    from yolo_adapruner.engine.splits import load_data
+
+    folder = _folder(resolved, shares, seeds)
+    data = load_data(resolved.data)
+    base, reported_on = _judge_data(folder, data, resolved.seed)
+    cells = plan(shares, range(resolved.seed, resolved.seed + seeds))
+    done: dict[Cell, dict[str, Any]] = {}
+    for number, cell in enumerate(cells, 1):
+        print(f"\n[{number}/{len(cells)}] {cell.arm} {cell.share or ''} {cell.budget} seed {cell.seed}", flush=True)
+        done[cell] = _run_cell(folder, cell, resolved, base)
+    facts = {
+        "config": resolved.model_dump(),
+        "shares": shares,
+        "seeds": seeds,
+        "reported_on": reported_on,
+        "versions": runtime.versions(),
+        "hardware": runtime.hardware(resolved.device or "cpu"),
+        "largest_gap_to_ultralytics": max(abs(d["map50_95"] - d["ultralytics_map50_95"]) for d in done.values()),
+    }
+    result = Comparison(folder, summarise(done), facts)
+    _save(result, done)
+    return result
+
+
+def plan(shares: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
+    """Return the grid's cells, seed by seed, each after those it builds on."""
+    cells = []
+    for seed in seeds:
+        cells.append(Cell(FULL, 0.0, EPOCHS, seed))
+        for share in shares:
+            cells.append(Cell(RUN, share, EPOCHS, seed))
+            cells += [Cell(arm, share, budget, seed) for arm in (PRUNED, RANDOM) for budget in (EPOCHS, UPDATES)]
+    return cells
+
+
+def summarise(done: Mapping[Cell, Mapping[str, Any]]) -> list[Row]:
+    """Return a row an arm, share and budget; differences are paired by seed."""
+    groups: dict[tuple[str, float, str], dict[int, Mapping[str, Any]]] = {}
+    for cell, figures in done.items():
+        groups.setdefault((cell.arm, cell.share, cell.budget), {})[cell.seed] = figures
+
+    def versus(key: tuple[str, float, str], other: tuple[str, float, str]) -> tuple[float, float, float] | None:
+        if key == other or other not in groups:
+            return None
+        seeds = sorted(groups[key])
+        return paired_difference(
+            [groups[key][s]["map50_95"] for s in seeds], [groups[other][s]["map50_95"] for s in seeds]
+        )
+
+    rows = []
+    for key in sorted(groups, key=lambda k: (k[1], [FULL, RUN, PRUNED, RANDOM].index(k[0]), k[2])):
+        arm, share, budget = key
+        by_seed = [groups[key][s] for s in sorted(groups[key])]
+        rows.append(
+            Row(
+                arm,
+                share,
+                budget,
+                images=by_seed[0]["images"],
+                updates=statistics.fmean(f["updates"] for f in by_seed),
+                map50_95=[f["map50_95"] for f in by_seed],
+                map50=[f["map50"] for f in by_seed],
+                hours=sum(f["hours"] for f in by_seed),
+                versus_full=versus(key, (FULL, 0.0, EPOCHS)),
+                versus_random=versus(key, (RANDOM, share, budget)) if arm == PRUNED else None,
+            )
+        )
+    return rows
+
+
+def _folder(config: RunConfig, shares: Sequence[float], seeds: int) -> Path:
+    """A new numbered folder, or the named one if it holds this very comparison."""
+    wanted = {"config": config.model_dump(), "shares": list(shares), "seeds": seeds}
+    project = Path(config.project).absolute()
+    if config.name is not None and (project / config.name / "plan.json").is_file():
+        folder = project / config.name
+        held = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        if held != json.loads(json.dumps(wanted)):
+            raise ConfigError(
+                f"Expected {folder} to hold this comparison, but it holds another: choose another --name."
+            )
+        return folder
+    stem = config.name or "compare"
+    number = 1
+    while (project / (stem if number == 1 else f"{stem}{number}")).exists():
+        number += 1
+    folder = project / (stem if number == 1 else f"{stem}{number}")
+    try:
+        folder.mkdir(parents=True)
+        (folder / "plan.json").write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"Expected a writable place for {folder}, but: {error.strerror}; choose another --name."
+        ) from None
+    return folder
+
+
+def _judge_data(folder: Path, data: dict[str, Any], seed: int) -> tuple[Path, str]:
+    """Write the data file every cell trains from; its `val` chooses and its `test` is reported on."""
+    rest = {k: v for k, v in data.items() if k not in {"download", "yaml_file", "val", "test"} and v is not None}
+    rest["path"] = str(data["path"])
+    target = folder / "data.yaml"
+    if data.get("test"):
+        content = {**rest, "val": data["val"], "test": data["test"]}
+        reported_on = "test split"
+    else:
+        from yolo_adapruner.engine.splits import split_images
+
+        paths = split_images(data, "val")
+        if len(paths) < 2:
+            raise ConfigError(
+                f"Expected a test split or at least two validation images, but {data['yaml_file']} has neither."
+            )
+        chosen = np.zeros(len(paths), bool)
+        chosen[np.random.default_rng([seed, len(paths)]).permutation(len(paths))[: len(paths) // 2]] = True
+        for name, half in (("choose", chosen), ("report", ~chosen)):
+            lines = "".join(f"{p}\n" for p, row in zip(paths, half, strict=True) if row)
+            (folder / f"{name}.txt").write_text(lines, encoding="utf-8")
+        content = {**rest, "val": str(folder / "choose.txt"), "test": str(folder / "report.txt")}
+        reported_on = f"seeded half of the validation images ({int((~chosen).sum())} of {len(paths)})"
+    target.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return target, reported_on
+
+
+def _run_cell(folder: Path, cell: Cell, config: RunConfig, base: Path) -> dict[str, Any]:
+    home = folder / "cells" / cell.name
+    record = home / "cell.json"
+    if record.is_file():
+        figures: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return figures
+    from yolo_adapruner.engine.detections import collect
+    from yolo_adapruner.engine.run import train
+
+    began = time.monotonic()
+    share, epochs, data = 0.0, config.epochs, base
+    if cell.arm == RUN:
+        share = cell.share
+    elif cell.arm in (PRUNED, RANDOM):
+        data, epochs = _list_arm(folder, cell, config, base)
+    cell_config = config.model_copy(update={"seed": cell.seed, "data": str(data), "epochs": epochs}).with_prune(share)
+    home.mkdir(parents=True, exist_ok=True)
+    result = train(cell_config, save_dir=home)
+    trained = time.monotonic()
+    names = yaml.safe_load(base.read_text(encoding="utf-8"))["names"]
+    found, own = collect(result.weights, base, "test", imgsz=config.imgsz, batch=config.batch, device=config.device)
+    metrics = coco_metrics(found, names)
+    figures = {
+        **asdict(cell),
+        "images": result.kept,
+        "epochs": epochs,
+        "updates": result.updates,
+        "map50_95": metrics.map50_95,
+        "map50": metrics.map50,
+        "per_class": metrics.per_class,
+        "ultralytics_map50_95": own["map50_95"],
+        "ultralytics_map50": own["map50"],
+        "validation_map50_95": result.map50_95,
+        "hours": (trained - began) / 3600,
+    }
+    with export.replace_file(record) as temporary:
+        temporary.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    return figures
+
+
+def _list_arm(folder: Path, cell: Cell, config: RunConfig, base: Path) -> tuple[Path, int]:
+    """The data file and the epochs of an arm that trains on a list, cut from the run of the same seed and share."""
+    _, outcome = export.read(folder / "cells" / Cell(RUN, cell.share, EPOCHS, cell.seed).name)
+    total = len(outcome.paths)
+    kept = outcome.kept if cell.arm == PRUNED else random_kept(total, cell.share, seed=cell.seed)
+    stem = folder / f"{cell.arm}-{cell.share:g}-s{cell.seed}"
+    lines = "".join(f"{p}\n" for p, row in zip(outcome.paths, kept, strict=True) if row)
+    stem.with_name(stem.name + ".txt").write_text(lines, encoding="utf-8")
+    content = {**yaml.safe_load(base.read_text(encoding="utf-8")), "train": os.path.abspath(f"{stem}.txt")}
+    target = stem.with_name(stem.name + ".yaml")
+    target.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if cell.budget == EPOCHS:
+        return target, config.epochs
+    return target, equal_updates_epochs(config.epochs, total, int(kept.sum()), config.batch)
+
+
+def _save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
+    content = {**result.facts, "rows": [asdict(r) for r in result.rows], "cells": list(done.values())}
+    writers: dict[str, Callable[[], str]] = {
+        "compare.json": lambda: json.dumps(content, indent=2) + "\n",
+        "compare.md": lambda: result.table() + "\n",
+    }
+    for name, text in writers.items():
+        with export.replace_file(result.folder / name) as temporary:
+            temporary.write_text(text(), encoding="utf-8")
+
+
+def _table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
+    lines = [
+        "| arm | pruned | budget | images | updates | mAP50-95 | mAP50 | minus full | minus random |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (
+            row.arm,
+            f"{row.share:.0%}",
+            row.budget,
+            str(row.images),
+            f"{row.updates:.0f}",
+            _mean_and_spread(row.map50_95),
+            _mean_and_spread(row.map50),
+            _difference(row.versus_full),
+            _difference(row.versus_random),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    n = facts["seeds"]
+    config = facts["config"]
+    lines += [
+        "",
+        f"Points of mAP (0 to 100) by pycocotools on the {facts['reported_on']}; mean ± standard deviation over {n} "
+        f"seed{'s' if n > 1 else ''}; differences of mAP50-95 are paired by seed, with their 95 % t-interval. "
+        f"{config['model']} on {Path(config['data']).name}, {config['imgsz']} px, batch {config['batch']}, "
+        f"{config['epochs']} epochs; {facts['hardware']}. Largest gap to Ultralytics' own mAP50-95 in a cell: "
+        f"{100 * facts['largest_gap_to_ultralytics']:.2f} points.",
+    ]
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
+
+
+def _difference(value: tuple[float, float, float] | None) -> str:
+    if value is None:
+        return "–"
+    mean, low, high = (100 * v for v in value)
+    return f"{mean:+.1f}" if np.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
