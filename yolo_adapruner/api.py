@@ -44,9 +44,16 @@ def resolve(
 ) -> RunConfig:
     """Return the run config that `prune` and `compare` work from."""
     source = run.model_dump() if isinstance(run, RunConfig) else run
-    resolved = run_config.load(source, overrides)
-    if config is None:
-        return resolved
-    share = overrides.get("prune")
-    settings = config if share is None else config.model_copy(update={"share": resolved.prune.share})
-    return resolved.model_copy(update={"prune": settings})
+    if isinstance(source, Mapping):
+        source = _as_words(source)
+    overrides = _as_words(overrides)
+    if config is not None:
+        given = overrides.get("prune")
+        extra = given if isinstance(given, Mapping) else {} if given is None else {"share": given}
+        overrides["prune"] = {**config.model_dump(), **extra}
+    return run_config.load(source, overrides)
+
+
+def _as_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with paths spelled out, as a YAML file would have them."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-import yaml
+from typing import Any, NoReturn
 
 from yolo_adapruner import __version__
 from yolo_adapruner.errors import AdaPrunerError, ConfigError
 
 PROGRAM = "yolo-adapruner"
 INTERRUPTED = 130
+
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+_FLAGS = ("data", "model", "epochs", "imgsz", "batch", "seed", "device", "name")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = [word for word in rest if word.startswith("-")]
     if flags or (rest and not hasattr(args, "config")):
         parser.error(f"unrecognized arguments: {' '.join(flags or rest)}")
-    args.settings = rest
+    if hasattr(args, "config"):
+        _sort_words(args, rest)
     try:
         args.run(args)
     except AdaPrunerError as error:
@@ -46,8 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of ours; argparse would print the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: {message}; {self.prog} --help says more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM, description="Learn which training images a YOLO detector really needs, and prune the rest."
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -64,10 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         "compare", epilog=settings, help="train full, pruned and random arms alike and compare their mAP"
     )
     _add_run_arguments(compare)
-    compare.add_argument("--prune", type=float, nargs="+", metavar="SHARE", help="one or more shares to remove")
+    compare.add_argument("--prune", action=_Shares, nargs="+", metavar="SHARE", help="one or more shares to remove")
     compare.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="runs per arm, seeds SEED..SEED+N-1 (default 3)"
     )
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
     compare.set_defaults(run=_compare)
 
     export = commands.add_parser(
@@ -91,31 +103,61 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the run folder")
 
 
+class _Shares(argparse.Action):
+    """Takes the shares that follow the flag; argparse alone would take all words up to the next flag."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        shares = list(itertools.takewhile(_is_number, values))
+        if not shares:
+            parser.error(f"argument --prune: expected one or more shares, but got {values[0]!r}")
+        setattr(namespace, self.dest, [float(share) for share in shares])
+        namespace.words = values[len(shares) :]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _sort_words(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Tell the run config from the key=value settings; both may stand anywhere between the flags."""
+    words = [word for word in (args.config, *getattr(args, "words", ()), *rest) if word is not None]
+    others = [word for word in words if not _SETTING.match(word)]
+    args.config = others[0] if others else None
+    args.settings = [word for word in words if _SETTING.match(word)] + others[1:]
+
+
 def _run_config(args: argparse.Namespace, share: float | None) -> Any:
     if args.config is None:
         raise ConfigError("Expected a run config, but got none: name a file, or a packaged one such as yolov3-tiny.")
-    from yolo_adapruner.api import resolve
+    from yolo_adapruner.config import load
 
-    flags = {k: getattr(args, k) for k in ("data", "model", "epochs", "imgsz", "batch", "seed", "device", "name")}
-    given = {k: v for k, v in flags.items() if v is not None}
-    return resolve(args.config, **{**_key_values(args.settings), **given, "prune": share})
+    flags = {k: getattr(args, k) for k in _FLAGS}
+    given = {k: v for k, v in {**flags, "prune": share}.items() if v is not None}
+    return load(args.config, {**_key_values(args.settings), **given})
 
 
 def _key_values(settings: Sequence[str]) -> dict[str, Any]:
     """`key=value` settings as a dict, values read as YAML (3 is a number, true a bool)."""
-    wrong = [s for s in settings if "=" not in s or s.startswith("=")]
+    from yolo_adapruner.config import parse_yaml
+
+    wrong = [s for s in settings if not _SETTING.match(s)]
     if wrong:
         raise ConfigError(f"Expected settings as key=value, but got {' '.join(wrong)}.")
     try:
-        return {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Expected values that YAML can read, but: {' '.join(str(error).split())}.") from None
+        return {key: parse_yaml(value) for key, _, value in (s.partition("=") for s in settings)}
+    except ValueError as error:
+        raise ConfigError(f"Expected values that YAML can read, but: {error}.") from None
 
 
 def _train(args: argparse.Namespace) -> None:
     from yolo_adapruner.study.summary import run_summary
 
     if args.resume is not None:
+        _refuse_beside_resume(args)
         from yolo_adapruner.engine.run import resume
 
         result = resume(args.resume)
@@ -127,11 +169,22 @@ def _train(args: argparse.Namespace) -> None:
     print(run_summary(result))
 
 
+def _refuse_beside_resume(args: argparse.Namespace) -> None:
+    """A run goes on as it was started; a setting that would be passed over in silence is refused."""
+    others = [args.config, *args.settings] + [
+        f"--{name}" for name in (*_FLAGS, "prune") if getattr(args, name) is not None
+    ]
+    if given := [word for word in others if word is not None]:
+        raise ConfigError(
+            f"Expected --resume RUN alone, but got {' '.join(given)} as well: leave it out or start anew."
+        )
+
+
 def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
     from yolo_adapruner.study.compare import compare
 
-    result = compare(config, prune=args.prune or [config.prune.share], seeds=args.seeds)
+    result = compare(config, prune=args.prune or [config.prune.share], seeds=args.seeds, jobs=args.jobs)
     print(result.table())
     print(f"\nsaved in {result.folder}")
 

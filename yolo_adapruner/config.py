@@ -7,12 +7,14 @@ checks them, because only the engine may import Ultralytics.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from yolo_adapruner import resources
 from yolo_adapruner.errors import ConfigError
@@ -21,23 +23,23 @@ from yolo_adapruner.errors import ConfigError
 class PruneConfig(BaseModel):
     """Settings of the method; `docs/settings.md` says what each does and where its default comes from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     share: float = Field(0.1, ge=0, le=0.95, description="Share of the training images to remove, 0 to 0.95.")
-    warmup: Literal["auto"] | int = Field(
+    warmup: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto",
         union_mode="left_to_right",
         description="Epochs on everything before images are judged; auto ends it once the detector localises. 0 suits "
         "a trained checkpoint as model.",
     )
-    warmup_iou: float = Field(
-        0.5,
+    warmup_fit: float = Field(
+        0.6,
         gt=0,
         lt=1,
-        description="auto ends the warm-up after an epoch whose assigned predictions overlap their boxes by this mean "
-        "IoU.",
+        description="auto ends the warm-up after an epoch in which labelled objects were found with this mean IoU and "
+        "this mean probability of their class.",
     )
-    warmup_max: float = Field(0.5, gt=0, lt=1, description="Longest auto warm-up, as a share of the epochs.")
+    warmup_max: float = Field(0.55, gt=0, lt=1, description="Longest auto warm-up, as a share of the epochs.")
     joint: float = Field(0.3, gt=0, le=1, description="Length of the joint stage, as a share of the epochs.")
     ramp: float = Field(0.6, gt=0, le=1, description="Part of the joint stage in which the target goes to 1 - share.")
     s_start: float = Field(0.1, gt=0, description="Scale s of the soft weight sigmoid(s * logit) at the start.")
@@ -45,7 +47,7 @@ class PruneConfig(BaseModel):
     lambda_base: float = Field(1.0, ge=0, description="Compression term: lambda = base + gain * |kept - target|.")
     lambda_gain: float = Field(50.0, ge=0, description="See lambda_base.")
     tau: float = Field(
-        0.5,
+        0.25,
         gt=0,
         lt=1,
         description="Quantile of the signal over the data set that counts as 1. Low: the noisy go. High: the easy go.",
@@ -62,36 +64,60 @@ class PruneConfig(BaseModel):
         0.02, gt=0, lt=1, description="A mask counts as matching when its kept share is this near the wanted one."
     )
 
+    @field_validator("warmup", mode="wrap")
+    @classmethod
+    def _warmup_in_one_line(cls, value: Any, check: Callable[[Any], Any]) -> Any:
+        """One line instead of one for each type, and no `warmup: on` read as 1."""
+        try:
+            if not isinstance(value, bool):
+                return check(value)
+        except ValidationError:
+            pass
+        raise ValueError(f"input should be auto or a whole number of epochs, 0 or more, but got {reprlib.repr(value)}")
+
+
+_Name = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads `device: 0` as a number
+
 
 class RunConfig(BaseModel):
     """A whole run: what `cfg/yolov3-tiny.yaml` holds and what flags override."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model: str = Field(description="Ultralytics architecture (yolov3-tiny.yaml) or checkpoint (best.pt).")
     data: str = Field(description="Ultralytics data file, or the name of one that comes with this package.")
     epochs: int = Field(30, ge=3, description="Epoch budget of the whole run: warm-up, joint stage and fine-tune.")
     imgsz: int = Field(160, ge=32, description="Input size in pixels.")
     batch: int = Field(16, ge=2, description="Images a batch.")
-    seed: int = Field(0, ge=0, description="Seed of everything that draws.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything that draws.")
     optimizer: str = Field(
         "AdamW", description="Pinned: auto would choose by the number of images, which pruning changes."
     )
     lr0: float = Field(0.001, gt=0, description="Initial learning rate.")
-    device: str | None = Field(None, description="Ultralytics' device: cpu, 0, mps; none picks one.")
+    device: _Name | None = Field(None, description="Ultralytics' device: cpu, 0, mps; none picks one.")
     project: str = Field("runs/adaprune", description="Folder of run folders, relative to the working directory.")
-    name: str | None = Field(None, description="Name of the run folder; numbered when taken.")
+    name: _Name | None = Field(None, description="Name of the run folder; numbered when taken.")
     prune: PruneConfig = Field(default_factory=PruneConfig)
     train: dict[str, Any] = Field(
         default_factory=dict, description="Further Ultralytics settings, handed on as they are."
     )
 
-    @model_validator(mode="after")
-    def _train_has_nothing_of_ours(self) -> RunConfig:
-        taken = sorted(set(self.train) & (set(type(self).model_fields) | {"resume"}))
-        if taken:
-            raise ValueError(f"train: must not hold {', '.join(taken)}; set it at the top level instead")
-        return self
+    @field_validator("model", "data", "project", "name", mode="before")
+    @classmethod
+    def _paths_are_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("train")
+    @classmethod
+    def _train_has_nothing_of_ours(cls, train: dict[str, Any]) -> dict[str, Any]:
+        homes = {
+            **dict.fromkeys(cls.model_fields, "set it at the top level"),
+            **dict.fromkeys(PruneConfig.model_fields, "set it under prune:"),
+            "resume": "use --resume RUN",
+        }
+        if taken := sorted(homes.keys() & train):
+            raise ValueError(f"must not hold {', '.join(f'{key} ({homes[key]})' for key in taken)}")
+        return train
 
     def with_prune(self, share: float) -> RunConfig:
         """Return the same run at another prune share."""
@@ -107,42 +133,66 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     Args:
         source: a path, the name of a packaged run config (`yolov3-tiny`), or its content as a mapping.
         overrides: `prune` (a share, or a mapping of method settings), any top-level key, and anything else, which
-            goes to Ultralytics.
+            goes to Ultralytics. `prune` and `train` are laid over their sections key by key; None overrides nothing.
 
     Raises:
         ConfigError: the file is missing, is not YAML, is an Ultralytics architecture, or has settings that cannot be;
             all of these at once.
     """
     content, origin = (dict(source), "run config") if isinstance(source, Mapping) else _read(source)
-    content["train"] = dict(content.get("train") or {})
-    for key, value in (overrides or {}).items():
-        if value is None:
-            continue
-        if key == "prune":
-            extra = value if isinstance(value, Mapping) else {"share": value}
-            if isinstance(content.get("prune") or {}, Mapping):
-                content["prune"] = {**(content.get("prune") or {}), **extra}
-        elif key in TOP_LEVEL:
-            content[key] = value
-        else:
-            content["train"][key] = value
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    prune, train = given.pop("prune", {}), given.pop("train", {})
+    _lay_over(content, "prune", prune if isinstance(prune, Mapping) else {"share": prune})
+    _lay_over(content, "train", train)
+    _lay_over(content, "train", {key: value for key, value in given.items() if key not in TOP_LEVEL})
+    content |= {key: value for key, value in given.items() if key in TOP_LEVEL}
     try:
         return RunConfig.model_validate({k: v for k, v in content.items() if v is not None})
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise ConfigError(" ".join(f"{origin}: {'; '.join(map(_explain, error.errors()))}".split())) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which takes 1e-3 for a word because YAML 1.1 wants a point in it; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text says.
+
+    Raises:
+        ValueError: it says nothing that YAML can read; the message has one line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:
+        # Beside its own errors PyYAML lets any of its constructors' out: a month of 13, a `!!bool` that is none.
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _lay_over(content: dict[str, Any], section: str, settings: Any) -> None:
+    """Lay settings over a section of the config; what is no mapping is put there whole, for the check to refuse."""
+    held = content.get(section)
+    if held is not None and not isinstance(held, Mapping):
+        return
+    content[section] = {**(held or {}), **settings} if isinstance(settings, Mapping) else settings
 
 
 def _read(source: str | Path) -> tuple[dict[str, Any], str]:
-    path = Path(source)
-    if not path.is_file():
-        found = resources.find("cfg", str(source))
-        if found is None:
-            known = ", ".join(resources.available("cfg"))
-            raise ConfigError(f"Expected a run config (a YAML file or one of: {known}), but there is no {source}.")
-        path = found
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        path = Path(source) if Path(source).is_file() else resources.find("cfg", str(source))
+    except OSError:  # a name too long, a folder that may not be searched
+        path = None
+    if path is None:
+        known = ", ".join(resources.available("cfg"))
+        raise ConfigError(f"Expected a run config (a YAML file or one of: {known}), but there is no file {source}.")
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"Expected {path} to be a readable YAML file, but: {reason}.") from None
     if isinstance(content, dict) and {"backbone", "head"} & set(content):
@@ -158,14 +208,22 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in ("constrained-str",))
+    where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        names = PruneConfig.model_fields if error["loc"][0] == "prune" else RunConfig.model_fields
-        near = difflib.get_close_matches(str(error["loc"][-1]), list(names), n=1)
-        hint = f", did you mean {near[0]}?" if near else "; Ultralytics' own settings go under train:"
-        return f"unknown setting {where}{hint}"
+        return f"unknown setting {where}{_hint(error['loc'])}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    came = f", but got {error['input']!r}" if where else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{came}".lstrip(": ")
+    if error["type"] == "value_error":  # one of ours, which says what came
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, but got {reprlib.repr(error['input'])}"
+
+
+def _hint(where: Sequence[int | str]) -> str:
+    """Where an unknown setting may belong, or what it may have been meant to be."""
+    key = str(where[-1])
+    names: list[Mapping[str, Any]] = [RunConfig.model_fields, PruneConfig.model_fields]
+    inside = len(where) > 1
+    if key in names[not inside]:
+        return "; it goes to the top level" if inside else "; it goes under prune:"
+    near = difflib.get_close_matches(key, list(names[inside]), n=1)
+    return f", did you mean {near[0]}?" if near else "; Ultralytics' own settings go under train:"

@@ -63,9 +63,9 @@ class State:
 
 def start(schedule: Schedule, metric: float) -> State:
     """Return the state at the joint stage's first epoch; `metric` is the validation metric the warm-up ended with."""
-    return _at(
-        State(0, 0.0, 1.0, schedule.s_start, schedule.lambda_base, reference=metric), 0.0, kept=1.0, schedule=schedule
-    )
+    # A NaN as reference would count every later epoch as a fall.
+    reference = 0.0 if math.isnan(metric) else metric
+    return _at(State(0, 0.0, 1.0, schedule.s_start, schedule.lambda_base, reference), 0.0, kept=1.0, schedule=schedule)
 
 
 def step(state: State, kept: float, metric: float, schedule: Schedule) -> State:
@@ -77,7 +77,7 @@ def step(state: State, kept: float, metric: float, schedule: Schedule) -> State:
     Args:
         state: the state this epoch ran under.
         kept: the data set's kept share after this epoch's update of the mask.
-        metric: the validation metric of this epoch; higher is better. NaN counts as a fall.
+        metric: the validation metric of this epoch, >= 0; higher is better. NaN counts as a fall.
         schedule: the settings.
     """
     stride = 1 / max(1, round(schedule.ramp * schedule.epochs))

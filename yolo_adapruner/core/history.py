@@ -60,6 +60,11 @@ class RunningMoments:
         self._m2 += delta * np.where(seen, values - self.mean, 0.0)
 
     @property
+    def means(self) -> NDArray[np.float64]:
+        """Mean over epochs, (N, columns), NaN where there is no reading."""
+        return np.where(self.count > 0, self.mean, np.nan)
+
+    @property
     def spread(self) -> NDArray[np.float64]:
         """Standard deviation over epochs, (N, columns), with n - 1; 0 with one reading, NaN with none."""
         spread = np.sqrt(self._m2 / np.maximum(self.count - 1, 1))

@@ -11,7 +11,11 @@ whole set back. The second term is its compression term, over the data set rathe
 The step is mirror descent with the entropy of a Bernoulli variable as mirror map (exponentiated gradient, Kivinen and
 Warmuth 1997): the gradient by y moves the logit. A plain gradient by m carries a factor y(1 - y), which dies as a
 decision hardens; here a sample whose weight is nearly 0 comes back as fast as it went. The logits have no momentum and
-no decay, so that only a sample's own evidence moves it.
+no decay, so that only a sample's own evidence moves it against the others.
+
+The compression term has the same gradient for every sample: it moves all logits by one common amount and puts none
+before another. So its step is one number, found by line search: as far as the target, not past it. A fixed step passes
+it whenever many logits lie close together, and then the whole set is dropped and taken back in turn.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ class Mask:
         return float((self.logits >= 0).mean())
 
     def weights(self, s: float) -> NDArray[np.float32]:
-        """Return sigmoid(s * logit) of every sample, (N,) float32 in (0, 1)."""
+        """Return sigmoid(s * logit) of every sample, (N,) float32 in [0, 1]."""
         # tanh does not overflow where exp would.
         return (0.5 * (1 + np.tanh(0.5 * s * self.logits))).astype(np.float32)
 
@@ -64,10 +68,11 @@ class Mask:
         Args:
             pressure: f of each sample, (N,); NaN for a sample that was not seen, whose logit stays as it is.
             neutral: the pressure that moves nothing.
-            lam: strength of the compression term, >= 0.
+            lam: strength of the compression term, >= 0. It may move the logits by up to `lam` times what a sample's own
+                evidence may; from 1 on, no evidence that all samples share can keep the target out of reach.
             target: kept share asked for now, (0, 1].
             rate: logit units per unit of pressure, > 0.
-            clip: largest |pressure - neutral + compression| taken in one step; one wild epoch decides nothing alone.
+            clip: largest |pressure - neutral| taken in one step; one wild epoch decides nothing alone.
 
         Raises:
             ValueError: `pressure` has another length than the mask.
@@ -75,8 +80,20 @@ class Mask:
         pressure = np.asarray(pressure, np.float64)
         if pressure.shape != self.logits.shape:
             raise ValueError(f"Expected one pressure for each of {len(self)} samples, but got shape {pressure.shape}.")
-        # The kept share stands in for mean(y) with y's own gradient (straight-through): at small s every y is near
-        # 0.5 and their mean says nothing about how many samples would stay.
-        compression = 2 * lam * (self.kept_share - target)
-        gradient = np.clip(pressure - neutral + compression, -clip, clip)
-        self.logits -= rate * np.where(np.isfinite(gradient), gradient, 0.0)
+        evidence = np.clip(pressure - neutral, -clip, clip)
+        seen = np.isfinite(evidence)
+        self.logits[seen] -= rate * evidence[seen]
+        reach = lam * rate * clip
+        self.logits[seen] += np.clip(self._shift_to(target, seen), -reach, reach)
+
+    def _shift_to(self, target: float, seen: NDArray[np.bool_]) -> float:
+        """The common shift of the seen logits, by which the share kept of all samples comes to `target`."""
+        # The kept share stands in for mean(y): at small s every y is near 0.5 and their mean says nothing about how
+        # many samples would stay.
+        moving = np.sort(self.logits[seen])
+        wanted = round(target * len(self)) - int((self.logits[~seen] >= 0).sum())
+        if not len(moving) or wanted == (moving >= 0).sum():
+            return 0.0
+        cut = min(max(len(moving) - wanted, 0), len(moving) - 1)
+        # 0 goes halfway between the last to go and the first to stay. Equal logits cannot be told apart and stay.
+        return -float(moving[0] if cut == 0 else (moving[cut - 1] + moving[cut]) / 2)

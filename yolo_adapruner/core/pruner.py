@@ -36,7 +36,7 @@ class Settings:
 
     share: float
     warmup: Literal["auto"] | int
-    warmup_iou: float
+    warmup_fit: float
     warmup_max: float
     joint: float
     ramp: float
@@ -77,6 +77,9 @@ class Pruner:
 
     Attributes:
         stage: the stage of the epoch that runs now or comes next.
+        signal: (N,) nats, what each sample is judged by: the surprise of its mean readings over the joint epochs so
+            far; NaN before.
+        moments: mean and spread over the joint epochs; columns are the channels and then one epoch's surprise.
         kept: (N,) bool once the fine-tune stage has begun, None before.
     """
 
@@ -146,8 +149,9 @@ class Pruner:
     def _close_joint(self, metric: float) -> None:
         assert self._record is not None, "close_epoch() before open_epoch()"
         readings = self._record.means()
-        self.signal = surprise(readings)
-        self.moments.add(np.column_stack((readings, self.signal)))
+        self.moments.add(np.column_stack((readings, surprise(readings))))
+        # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
+        self.signal = surprise(self.moments.means[:, :-1])
         f = pressure(sample_loss(self.signal, self.settings.tau))
         # The neutral pressure is the target's own quantile: what lies above it is what the target wants gone.
         neutral = float(np.nanquantile(f, self.state.target)) if np.isfinite(f).any() else 0.0

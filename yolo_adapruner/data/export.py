@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,8 +60,7 @@ class Outcome:
         else:
             if pruner.kept is None:
                 raise RunError("Expected a run whose mask is decided, but it stopped before the joint stage ended.")
-            mean, spread = pruner.moments.mean, pruner.moments.spread
-            mean = np.where(pruner.moments.count > 0, mean, np.nan)
+            mean, spread = pruner.moments.means, pruner.moments.spread
             columns = {
                 "weight": pruner.mask.weights(pruner.settings.s_end).astype(np.float64),
                 "logit": pruner.mask.logits,
@@ -116,7 +116,7 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
         The data files written, the run's own first.
 
     Raises:
-        RunError: the folder is not a finished run, or its files do not belong together.
+        RunError: the folder is not a finished run, its files do not belong together, or it cannot be written to.
         ConfigError: a share is out of range.
     """
     folder = Path(run)
@@ -124,19 +124,23 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
         if not 0 <= share <= 0.95:
             raise ConfigError(f"Expected a prune share from 0 to 0.95, but got {share:g}.")
     manifest, outcome = read(folder)
-    written = [_write_files(folder, outcome, manifest["data"])]
-    logits = outcome.columns["logit"]
+    logits, learned = outcome.columns["logit"], manifest["prune"]["share"]
     if shares and not np.isfinite(logits).all():
         raise RunError(
             f"Expected a run that scored its images, but {folder} was run with prune 0: run it with a share."
         )
-    for share in shares:
-        part = Outcome(outcome.paths, select_kept(logits, share, seed=manifest["seed"]), outcome.columns)
-        own = share == manifest["prune"]["share"]
-        note = "" if own else f" Extrapolated: the mask was learned for prune {manifest['prune']['share']:g}."
-        target = folder / f"prune-{share:g}"
-        target.mkdir(exist_ok=True)
-        written.append(_write_files(target, part, manifest["data"], note=note))
+    try:
+        written = [_write_files(folder, outcome, manifest["data"])]
+        for share in shares:
+            part = Outcome(outcome.paths, select_kept(logits, share, seed=manifest["seed"]), outcome.columns)
+            note = "" if share == learned else f" Extrapolated: the mask was learned for prune {learned:g}."
+            target = folder / f"prune-{share:g}"
+            target.mkdir(exist_ok=True)
+            written.append(_write_files(target, part, manifest["data"], note=note))
+    except OSError as error:
+        raise RunError(
+            f"Expected to write into {folder}, but {error.filename}: {error.strerror}. Make room or export a copy."
+        ) from None
     return written
 
 
@@ -150,13 +154,14 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
         if not (folder / name).is_file():
             raise RunError(f"Expected a finished run in {folder}, but it has no {name}: finish the run with --resume.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8", errors="surrogateescape"))
         if hashlib.sha256((folder / MASK).read_bytes()).hexdigest() != manifest["mask_sha256"]:
             raise RunError(f"Expected the {MASK} that {folder / MANIFEST} names, but its content differs.")
         with np.load(folder / MASK, allow_pickle=False) as arrays:
             paths = [str(p) for p in arrays["paths"]]
             outcome = Outcome(paths, arrays["kept"], {name: arrays[name] for name in manifest["columns"]})
-    except (KeyError, TypeError, ValueError, OSError) as error:
+        _check(manifest, outcome)
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(
             f"Expected {folder / MANIFEST} and {MASK} of this package, but they cannot be read ({error})."
         ) from None
@@ -165,7 +170,9 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
 
 def scores_table(outcome: Outcome) -> pl.DataFrame:
     """Return the table behind scores.csv: a row an image, sorted by path."""
-    return pl.DataFrame({"path": list(outcome.paths), "kept": outcome.kept, **outcome.columns})
+    # A file name may hold bytes that are no UTF-8. CSV and Parquet cannot, so they show them as \xe9.
+    paths = [p.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for p in outcome.paths]
+    return pl.DataFrame({"path": paths, "kept": outcome.kept, **outcome.columns})
 
 
 def hash_paths(paths: Sequence[str]) -> str:
@@ -186,6 +193,18 @@ def replace_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _check(manifest: Mapping[str, Any], outcome: Outcome) -> None:
+    """Raise a ValueError, KeyError or TypeError where something lacks that writing the files again takes."""
+    lengths = {len(outcome.paths), len(outcome.kept), *(len(values) for values in outcome.columns.values())}
+    if len(lengths) > 1 or "logit" not in outcome.columns:
+        raise ValueError(f"columns {', '.join(outcome.columns)} of {sorted(lengths)} rows")
+    data, share, seed = manifest["data"], manifest["prune"]["share"], manifest["seed"]
+    if not (isinstance(data["rest"], dict) and {"source", "path"} <= data.keys()):
+        raise ValueError("data lacks source, path or rest")
+    if not (isinstance(share, float | int) and isinstance(seed, int)):
+        raise ValueError(f"prune share {share!r}, seed {seed!r}")
+
+
 def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: str = "") -> Path:
     table = scores_table(outcome)
     with replace_file(folder / "scores.csv") as temporary:
@@ -199,16 +218,18 @@ def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: 
         f"kept by yolo-adapruner.{note}\n"
     )
     body = {"path": data["path"], "train": os.path.abspath(folder / "kept.txt"), **data["rest"]}
+    if isinstance(body.get("names"), dict):  # JSON has no keys but strings
+        body["names"] = {int(k) if k.isdecimal() else k: v for k, v in body["names"].items()}
     pruned = folder / "pruned.yaml"
     _write_text(pruned, head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
     return pruned
 
 
 def _portable(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data file's content as plain values, its split paths absolute, without what only its own folder can use."""
+    """The data file's content as JSON gives it back, its split paths absolute, without what only its folder can use."""
     rest = {k: v for k, v in data.items() if k not in _DATA_KEYS_LEFT_OUT and v is not None}
     splits = {k: rest.pop(k) for k in _SPLITS if k in rest}
-    return {"path": str(data["path"]), "rest": {**splits, **rest}}
+    return {"path": str(data["path"]), "rest": json.loads(json.dumps({**splits, **rest}, default=str))}
 
 
 def _write_text(target: Path, text: str) -> None:

@@ -1,21 +1,23 @@
-"""What a detector finds wrong with an image's labels: three numbers an image, from the training forward alone.
+"""What a detector finds wrong with an image's labels: four numbers an image, from the training forward alone.
 
 None of them is the training loss. They do not depend on batch-mates, they are means over objects and so do not grow
 with the number of boxes, and they leave out the assigner's soft target weights, which fade exactly where a label and
-the image disagree. This module does not know the mask, nor how the three are put together.
+the image disagree. This module does not know the mask, nor how the four are put together.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from yolo_adapruner.engine.losses import Assignment
 
-CHANNELS = ("localisation", "classification", "missing")
+CHANNELS = ("localisation", "classification", "presence", "missing")
 
 MISSING_TOP = 10
-"""How many of the most confident unexplained predictions make up the third channel."""
+"""How many of the most confident unexplained predictions make up the last channel."""
 _CANDIDATES = 4 * MISSING_TOP
 _EXPLAINED_IOU = 0.5
 _EPS = 1e-7
@@ -23,10 +25,14 @@ _EPS = 1e-7
 
 @torch.no_grad()
 def detection_channels(seen: Assignment) -> Tensor:
-    """Return the three channels of each image, (B, 3) float32 >= 0, NaN where an image has nothing to say.
+    """Return the four channels of each image, (B, 4) float32 >= 0, NaN where an image has nothing to say.
 
     - localisation: 1 - IoU of an object's assigned anchors, mean over anchors, then over objects; in [0, 1].
-    - classification: -log p(labelled class) at the same anchors, the same means; nats.
+    - classification: -log of the labelled class's share in the class probabilities that the same anchors of an object
+      say together, mean over objects; nats. Confident anchors count for more, and how sure the detector is that there
+      is any object at all counts for nothing.
+    - presence: -log p(labelled class) at the same anchors, mean over anchors, then over objects; nats. High where the
+      detector sees no such object, whatever it takes the place for.
     - missing: mean of the `MISSING_TOP` largest -log(1 - p) among predictions that no labelled box explains
       (IoU below 0.5 with each of them and not assigned to one); nats. The only channel of an image without boxes.
     """
@@ -34,26 +40,43 @@ def detection_channels(seen: Assignment) -> Tensor:
     return torch.stack((*objects, _unexplained(seen)), 1)
 
 
-def _object_means(seen: Assignment) -> tuple[Tensor, Tensor]:
+def fit(readings: NDArray[np.floating]) -> tuple[float, float]:
+    """Return how well a detector finds labelled objects: mean IoU and mean class probability, each in [0, 1].
+
+    Args:
+        readings: channels of any number of images, (N, 4); 0 and 0 where no image has boxes.
+    """
+    labelled = readings[np.isfinite(readings[:, 0])]
+    if not len(labelled):
+        return 0.0, 0.0
+    return float(1 - labelled[:, 0].mean()), float(np.exp(-labelled[:, 1]).mean())
+
+
+def _object_means(seen: Assignment) -> tuple[Tensor, Tensor, Tensor]:
     batch, padded = seen.gt_boxes.shape[:2]
-    nan = seen.scores.new_full((batch,), torch.nan, dtype=torch.float32)
     if padded == 0:
-        return nan, nan.clone()
+        nan = seen.scores.new_full((batch,), torch.nan, dtype=torch.float32)
+        return nan, nan.clone(), nan.clone()
     image, anchor = seen.foreground.nonzero(as_tuple=True)
     row = seen.gt_index[image, anchor]
-    label = seen.gt_labels[image, row, 0].long()
-    misfit = 1 - _iou(seen.boxes[image, anchor], seen.gt_boxes[image, row]).float()
-    surprise = -seen.scores[image, anchor, label].float().clamp_min(_EPS).log()
     slot = image * padded + row
-    return _mean_of_means(misfit, slot, batch, padded), _mean_of_means(surprise, slot, batch, padded)
+    probability = seen.scores[image, anchor].float()
+    labelled = probability.gather(1, seen.gt_labels[image, row].long())[:, 0]
 
+    def by_object(values: Tensor) -> Tensor:
+        return values.new_zeros(batch * padded, *values.shape[1:]).index_add_(0, slot, values)
 
-def _mean_of_means(values: Tensor, slot: Tensor, batch: int, padded: int) -> Tensor:
-    """Mean over the anchors of each object, then over the objects that have any; NaN for an image without."""
-    sums = values.new_zeros(batch * padded).index_add_(0, slot, values)
-    counts = values.new_zeros(batch * padded).index_add_(0, slot, torch.ones_like(values))
-    means = torch.where(counts > 0, sums / counts, torch.nan).view(batch, padded)
-    return means.nanmean(1)
+    anchors = by_object(torch.ones_like(labelled))
+    localisation = by_object(1 - _iou(seen.boxes[image, anchor], seen.gt_boxes[image, row]).float()) / anchors
+    presence = by_object(-labelled.clamp_min(_EPS).log()) / anchors
+    share = by_object(labelled) / by_object(probability).sum(1).clamp_min(_EPS)
+    classification = -share.clamp_min(_EPS).log()
+
+    def over_objects(values: Tensor) -> Tensor:
+        # An object without an assigned anchor says nothing; an image without such objects gives NaN.
+        return torch.where(anchors > 0, values, torch.nan).view(batch, padded).nanmean(1)
+
+    return over_objects(localisation), over_objects(classification), over_objects(presence)
 
 
 def _unexplained(seen: Assignment) -> Tensor:

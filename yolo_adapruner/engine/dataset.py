@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from copy import copy
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
 """Augmentations that put several images into one, so that a batch entry is no longer one image's."""
@@ -24,7 +27,9 @@ def unique_paths(dataset: Any) -> list[str]:
 
 def skipped_paths(dataset: Any) -> list[str]:
     """Return the listed images that Ultralytics left out as unreadable or wrongly labelled."""
+    drawn = random.getstate()  # listing the files again measures the disk on a random few of them
     listed = dataset.get_img_files(dataset.img_path)
+    random.setstate(drawn)
     return sorted({identity(f) for f in listed} - {identity(f) for f in dataset.im_files})
 
 
@@ -48,23 +53,28 @@ def set_mixing(dataset: Any, args: SimpleNamespace, on: bool) -> None:
 
 
 def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
-    """Return a dataset of the images in `keep` alone, sharing labels and cached pixels with `dataset`.
+    """Return a dataset of the images in `keep` alone, sharing labels and pixels cached in memory with `dataset`.
 
     Made in memory: building it anew from a list would rescan the labels and overwrite the label cache of the full set,
     which is one file a folder. Mosaic partners come from the part only.
     """
     part = copy(dataset)
-    row_of = {f: i for i, f in enumerate(dataset.im_files)}
     rows = [i for i, f in enumerate(dataset.im_files) if identity(f) in keep]
     part.im_files = [dataset.im_files[i] for i in rows]
     part.labels = [dataset.labels[i] for i in rows]
+    part.npy_files = [dataset.npy_files[i] for i in rows]
     part.ni = len(rows)
     if part.rect:
-        part.set_rectangle()  # may reorder, hence the rows are looked up again
-        rows = [row_of[f] for f in part.im_files]
-    for name in ("ims", "im_hw0", "im_hw", "npy_files"):
+        # Upstream sorted the images by shape and threw the shapes away. A batch's shape is the largest of its images'
+        # former ones, into which each is known to fit.
+        part.batch = np.arange(part.ni) // part.batch_size
+        shapes = dataset.batch_shapes[dataset.batch[rows]]
+        part.batch_shapes = np.array([shapes[part.batch == i].max(0) for i in range(part.batch[-1] + 1)])
+    for name in ("ims", "im_hw0", "im_hw"):
+        # Without a cache these hold the mosaic buffer's images; an image there without its place in the buffer would
+        # leave the buffer empty, and mosaic without partners.
         column = getattr(dataset, name)
-        setattr(part, name, [column[i] for i in rows])
+        setattr(part, name, [column[i] if dataset.cache == "ram" else None for i in rows])
     part.buffer = []
     part.max_buffer_length = min(part.ni, part.batch_size * 8, 1000)
     set_mixing(part, args, on=True)

@@ -5,6 +5,7 @@ What an image deserves is decided in `core`; this class only carries batches the
 
 from __future__ import annotations
 
+import time
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
@@ -21,11 +22,13 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import runtime, state
-from yolo_adapruner.engine.channels import CHANNELS, detection_channels
+from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
 METRIC = "metrics/mAP50-95(B)"
+_HEADS = ("Detect", "v10Detect")
 
 
 class AdaPruneTrainer(DetectionTrainer):
@@ -66,10 +69,37 @@ class AdaPruneTrainer(DetectionTrainer):
         self.updates = 0
         self._kept_dataset: Any = None
         super().__init__(cfg, overrides, _callbacks)
-        _refuse_unsupported(self)
         runtime.use_all_cores()
 
     # ---- set-up -------------------------------------------------------------------------------------------------
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
+        super().check_resume(overrides)
+        _refuse_unsupported(self.args)
+
+    def setup_model(self) -> Any:
+        """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""
+        try:
+            return super().setup_model()
+        except ConfigError:
+            raise
+        except Exception as error:  # a broken file fails in ways of its own
+            raise ConfigError(
+                f"Expected an Ultralytics architecture or checkpoint as model, but {self.args.model} is none: "
+                f"{one_line(error)}"
+            ) from error
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """Build the model as Ultralytics does, and refuse one that is no plain detector."""
+        model = super().get_model(cfg, weights, verbose)
+        head = type(model.model[-1]).__name__
+        if head not in _HEADS:
+            raise ConfigError(
+                f"Expected a model with a detection head ({' or '.join(_HEADS)}), but its last layer is {head}: choose "
+                "a detection model such as yolov3-tiny.yaml, yolov8n.yaml, yolo11n.yaml or yolo26n.yaml."
+            )
+        return model
 
     def _setup_train(self) -> None:
         super()._setup_train()
@@ -98,12 +128,18 @@ class AdaPruneTrainer(DetectionTrainer):
                 f"Expected at least one batch of images to be left, but prune {share:g} of {len(self.paths)} images "
                 f"leaves {left} with batch {self.batch_size}: prune less or take a smaller batch."
             )
+        if left % self.batch_size == 1 and self.args.imgsz < 2 * self.stride:  # upstream checks all the images alone
+            raise ConfigError(
+                f"Expected batches of two images or more at imgsz {self.args.imgsz}, for batch normalisation, but the "
+                f"last of the {left} images that prune {share:g} leaves stands alone with batch {self.batch_size}: "
+                "change batch, imgsz or prune."
+            )
         if left == len(self.paths):
             LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
         self.pruner = Pruner(
             len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
         )
-        self._entered: Stage | None = None
+        self._entered: tuple[Stage, Any] | None = None
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
@@ -115,7 +151,8 @@ class AdaPruneTrainer(DetectionTrainer):
         """Return the kept images once the mask is decided, and Ultralytics' own data set otherwise."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
-        return super().build_dataset(img_path, mode, batch)
+        with runtime.one_at_a_time(self.data["path"]):
+            return super().build_dataset(img_path, mode, batch)
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
@@ -129,19 +166,19 @@ class AdaPruneTrainer(DetectionTrainer):
         super().run_callbacks(event)
 
     def _open_epoch(self, pruner: Pruner) -> None:
-        if pruner.stage is not self._entered:
+        # Another loader in the same stage: upstream builds a new one when memory ran out.
+        if (pruner.stage, self.train_loader) != self._entered:
             self._enter(pruner)
         pruner.open_epoch()
         weights = pruner.weights()
         self._weights = None if weights is None else torch.from_numpy(weights).to(self.device)
-        self._misfit: list[float] = []
+        self._readings: list[np.ndarray[Any, Any]] = []
         self._tap.watching = pruner.stage is not Stage.FINETUNE
         if pruner.stage is not Stage.FINETUNE:
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
 
     def _enter(self, pruner: Pruner) -> None:
         """Make the loader fit the stage: mixing off in the joint stage, only kept images in the fine-tune stage."""
-        self._entered = pruner.stage
         if pruner.stage is Stage.JOINT and images.mixes(self.args):
             images.set_mixing(self.train_loader.dataset, self.args, on=False)
             self.train_loader.reset()
@@ -155,6 +192,7 @@ class AdaPruneTrainer(DetectionTrainer):
             self.train_loader = self.get_dataloader(
                 self.data["train"], batch_size=self.batch_size, rank=LOCAL_RANK, mode="train"
             )
+        self._entered = pruner.stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(pruner.stage)}: {name[pruner.stage]} {len(self.train_loader.dataset)} images")
 
@@ -175,16 +213,17 @@ class AdaPruneTrainer(DetectionTrainer):
         if self._tap.assignment is not None:
             readings = detection_channels(self._tap.assignment).cpu().numpy()
             pruner.observe(np.asarray(self._batch_ids), readings)
-            self._misfit.extend(readings[:, 0].tolist())
+            self._readings.append(readings)
         self._tap.clear()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Close the epoch, and write its line of results.csv with the controller's columns."""
         if self.pruner is not None:
-            misfit = np.asarray(self._misfit)
-            fit = 1 - float(np.nanmean(misfit)) if np.isfinite(misfit).any() else 0.0
-            ran = self.pruner.close_epoch(self.metrics[METRIC], works=fit >= self.prune_config.warmup_iou)
-            metrics = {**metrics, "prune/iou": fit, **{f"prune/{key}": value for key, value in ran.items()}}
+            iou, probability = fit(np.concatenate(self._readings)) if self._readings else (0.0, 0.0)
+            works = min(iou, probability) >= self.prune_config.warmup_fit
+            ran = self.pruner.close_epoch(self.metrics[METRIC], works=works)
+            own = {**ran, "iou": iou, "probability": probability}
+            metrics = {**metrics, **{f"prune/{key}": value for key, value in own.items()}}
         super().save_metrics(metrics)
 
     # ---- what is left behind ------------------------------------------------------------------------------------
@@ -194,7 +233,7 @@ class AdaPruneTrainer(DetectionTrainer):
         if self.pruner is not None:
             state.write(self.wdir, self.epoch, self.pruner, self.paths, self.prune_config)
         saved = super().save_model()
-        if self.pruner is not None and self.pruner.kept is not None and self._entered is not Stage.FINETUNE:
+        if self.pruner is not None and self.pruner.kept is not None and self._kept_dataset is None:
             self._export(metrics=None)
         return saved
 
@@ -224,21 +263,30 @@ class AdaPruneTrainer(DetectionTrainer):
             "train": {k: v for k, v in vars(self.args).items() if k != "save_dir"},
             "skipped": self.skipped,
             "best_validation": metrics,
+            "seconds": round(time.time() - self.train_time_start, 1),
+            "updates": self.updates,
         }
         export.write(
             Path(self.save_dir), outcome, source=Path(self.data["yaml_file"]), data=copy(self.data), manifest=manifest
         )
 
 
-def _refuse_unsupported(trainer: DetectionTrainer) -> None:
-    args = trainer.args
+def _refuse_unsupported(args: Any) -> None:
     if args.task != "detect":
         raise ConfigError(
             f"Expected a detection model, but task is {args.task}: choose a detection model such as yolov3-tiny.yaml."
         )
-    if trainer.world_size > 1:
-        raise ConfigError(f"Expected one device, but got device={args.device}: pruning runs on one device so far.")
     if not args.val:
         raise ConfigError("Expected validation after each epoch, but got val=False: the controller steers by it.")
     if args.time:
         raise ConfigError(f"Expected a budget in epochs, but got time={args.time}: set epochs instead.")
+    device = parse_device(args.device)
+    if "," in device:
+        raise ConfigError(f"Expected one device, but got device={device}: pruning runs on one device so far.")
+    try:
+        select_device(device, verbose=False)
+    except ValueError:
+        raise ConfigError(
+            f"Expected a device of this machine, but got device={device}: it has cpu and {torch.cuda.device_count()} "
+            "CUDA devices. Name one of them, or none to let Ultralytics pick."
+        ) from None

@@ -5,7 +5,6 @@ One stock validation pass, watched. Knows nothing of masks, arms or COCO; `study
 
 import contextlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from yolo_adapruner.data.boxes import ImageDetections, unique_names
+from yolo_adapruner.engine import runtime
 from yolo_adapruner.errors import ConfigError, DataError
 
 _WRITES = {"plots", "visualize", "save_json", "save_txt", "project", "name", "save_dir"}
@@ -83,7 +83,7 @@ def collect(
         ):  # RT-DETR's is not
             kind = f"{type(model).__name__} for {model.task!r}"
             raise ConfigError(f"Expected a YOLO checkpoint for 'detect', but {weights} is {kind}; pick another.")
-        recorder = _Recorder(Path(folder), args, threads or _usable_cores())
+        recorder = _Recorder(Path(folder), args, threads or runtime.cores())
         try:
             recorder(model=model.model)
         finally:
@@ -174,10 +174,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         LOGGER.setLevel(level)
-
-
-def _usable_cores() -> int:
-    """Cores this process may run on, where the system tells; else all of the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

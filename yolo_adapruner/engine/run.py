@@ -1,26 +1,29 @@
-"""A run from its config: resolve names, train, and turn what Ultralytics raises on bad input into one line."""
+"""A run from its config: train or resume, and what a finished run is. Knows no mask and no message of Ultralytics."""
 
 from __future__ import annotations
 
-import re
+import errno
+import json
+import os
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from ultralytics.cfg import get_cfg
-from ultralytics.utils import ROOT
+from ultralytics.cfg import get_cfg, get_save_dir
+from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_adapruner import config as run_config
-from yolo_adapruner import resources
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine.detect import METRIC, AdaPruneTrainer
-from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError, RunError
+from yolo_adapruner.engine.names import resolve_data, ultralytics_args
+from yolo_adapruner.engine.trouble import one_line, one_line_errors
+from yolo_adapruner.errors import AdaPrunerError, RunError
 
 RUN_CONFIG = "adaprune.yaml"
 
@@ -62,9 +65,9 @@ def train(config: RunConfig, *, save_dir: Path | None = None) -> RunResult:
     overrides = ultralytics_args(config)
     if save_dir is not None:
         overrides["save_dir"] = str(save_dir)
-    with one_line_errors(config.data):
-        trainer = AdaPruneTrainer.configured(config.prune)(overrides=overrides)
-        _save_run_config(Path(trainer.save_dir), config)
+    with _run_folder(overrides) as folder, one_line_errors(config.data):
+        trainer = AdaPruneTrainer.configured(config.prune)(overrides={**overrides, "save_dir": str(folder)})
+        _save_run_config(folder, config, overrides)
         return _finish(trainer)
 
 
@@ -74,7 +77,7 @@ def resume(run: str | Path) -> RunResult:
     Raises:
         RunError: the folder holds no interrupted run of this package, or the run is finished.
     """
-    folder = Path(run)
+    folder = Path(run).resolve()
     last, saved = folder / "weights" / "last.pt", folder / RUN_CONFIG
     for file in (saved, last):
         if not file.is_file():
@@ -82,78 +85,69 @@ def resume(run: str | Path) -> RunResult:
                 f"Expected an interrupted run in {folder}, but it has no {file.relative_to(folder)}: start a new run."
             )
     config = run_config.load(saved)
-    with one_line_errors(config.data):
-        overrides = {**ultralytics_args(config), "resume": str(last), "save_dir": str(folder.resolve())}
-        try:
-            return _finish(AdaPruneTrainer.configured(config.prune)(overrides=overrides))
-        except AssertionError as error:
-            if "nothing to resume" not in str(error):
-                raise
-            raise RunError(f"Expected an interrupted run, but {folder} is finished: nothing to resume.") from None
-
-
-def ultralytics_args(config: RunConfig) -> dict[str, Any]:
-    """Return the settings Ultralytics is handed, with names resolved.
-
-    Raises:
-        ConfigError: `train:` holds what Ultralytics does not know or cannot take.
-    """
-    args: dict[str, Any] = {
+    _refuse_finished(folder, last)
+    overrides = {
         "task": "detect",
         "mode": "train",
-        "model": _resolve_model(config.model),
+        "model": str(last),
+        "resume": str(last),
+        "save_dir": str(folder),
         "data": resolve_data(config.data),
-        "project": str(Path(config.project).absolute()),
-        "name": config.name,
-        **{k: getattr(config, k) for k in ("epochs", "imgsz", "batch", "seed", "optimizer", "lr0", "device")},
-        **config.train,
     }
-    cuda = torch.cuda.is_available() and str(config.device).lower() != "cpu"
-    if cuda and "amp" not in config.train:
-        # Upstream's check of fp16 loads weights from the network; bf16 needs no check.
-        args["amp"] = "bf16" if torch.cuda.is_bf16_supported() else False
-    args = {k: v for k, v in args.items() if v is not None}
+    if config.device is not None:
+        overrides["device"] = config.device
+    with one_line_errors(config.data):
+        return _finish(AdaPruneTrainer.configured(config.prune)(overrides=overrides))
+
+
+def _refuse_finished(folder: Path, last: Path) -> None:
     try:
-        get_cfg(overrides=args)
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"Expected Ultralytics settings under train:, but {_plain(error)}") from None
-    return args
+        _, checkpoint = load_checkpoint(last)
+    except Exception as error:  # torch, pickle and Ultralytics each have their own for a torn file
+        raise RunError(
+            f"Expected {last} to be a checkpoint to go on from, but it cannot be read ({one_line(error)}): start a new "
+            "run."
+        ) from None
+    if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
+        raise RunError(f"Expected an interrupted run, but {folder} is finished: nothing to resume.")
 
 
-def resolve_data(data: str) -> str:
-    """Return the data file to hand to Ultralytics: an existing path, one of this package's, or a name of its own."""
-    if Path(data).exists():
-        return str(Path(data).absolute())
-    packaged = resources.find("data", data)
-    if packaged is not None:
-        return str(packaged)
-    if not list((ROOT / "cfg" / "datasets").glob(data)) and not re.match(r"\w+://", data):
-        known = ", ".join(resources.available("data"))
-        raise DataError(
-            f"Expected a data file (a YAML with train, val and names, one of {known}, or one of Ultralytics' own such "
-            f"as coco128.yaml), but there is no {data}."
-        )
-    return data
+@contextmanager
+def _run_folder(args: Mapping[str, Any]) -> Iterator[Path]:
+    """Make the run's folder, and take it away where bad input ends the run before there is anything to keep.
 
-
-def _resolve_model(model: str) -> str:
-    path = Path(model)
-    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
-        return model
+    Ultralytics makes it before it looks at the data set.
+    """
+    folder = Path(get_save_dir(get_cfg(overrides=dict(args))))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict) or "model" not in content:
-        return str(path.absolute())
-    # A run config of the architecture's own name lies in the working directory: the architecture is meant.
-    own = list((ROOT / "cfg" / "models").rglob(path.name)) if path.parent == Path() else []
-    if own:
-        return str(own[0])
-    raise ConfigError(
-        f"Expected an Ultralytics architecture or checkpoint as model, but {model} is a run config: pass it as the "
-        f"first argument, and name the architecture ({content['model']}) as model."
-    )
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    except OSError:  # a name too long
+        missing = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        _take_away(missing)
+        raise RunError(
+            f"Expected a folder to write the run to, but {folder} cannot be one: {error.strerror}. Choose another "
+            "--name or project=."
+        ) from None
+    try:
+        yield folder
+    except AdaPrunerError:
+        if not (folder / "weights" / "last.pt").exists():
+            _take_away(missing)
+        raise
+
+
+def _take_away(made: Sequence[Path]) -> None:
+    """Remove the folder that comes first, and those above it that are empty then."""
+    if made:
+        shutil.rmtree(made[0], ignore_errors=True)
+    for parent in made[1:]:
+        with suppress(OSError):  # not made after all, or another run is in it by now
+            parent.rmdir()
 
 
 def _finish(trainer: AdaPruneTrainer) -> RunResult:
@@ -175,57 +169,12 @@ def _finish(trainer: AdaPruneTrainer) -> RunResult:
     )
 
 
-def _save_run_config(folder: Path, config: RunConfig) -> None:
+def _save_run_config(folder: Path, config: RunConfig, args: Mapping[str, Any]) -> None:
+    """Write the config, the user's own files by absolute path, so that it means the same in any working directory."""
+    content = config.model_dump()
+    content |= {key: args[key] for key in ("model", "data") if Path(content[key]).exists()} | {
+        "project": args["project"]
+    }
+    content = json.loads(json.dumps(content, default=str))  # a Python caller may have set what YAML has no word for
     with replace_file(folder / RUN_CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-@contextmanager
-def one_line_errors(data: str) -> Iterator[None]:
-    """Turn what Ultralytics and the file system raise on bad input into one line each.
-
-    What is not recognised passes through: it is a defect, and hiding its place would not help.
-    """
-    try:
-        yield
-    except AdaPrunerError:
-        raise
-    except PermissionError as error:
-        raise RunError(
-            f"Expected a writable place, but {error.filename} cannot be written: choose another --name or folder."
-        ) from None
-    except (NotADirectoryError, FileExistsError) as error:
-        raise RunError(
-            f"Expected a folder to write to, but {error.filename} is in its way: choose another --name."
-        ) from None
-    except (RuntimeError, FileNotFoundError, SyntaxError, ValueError, AssertionError, KeyError) as error:
-        known = _bad_data(error)
-        if known is None:
-            raise
-        raise DataError(f"Data set {data}: {known}") from error
-
-
-_DATA_TROUBLE = re.compile(
-    r"Dataset '|No valid images found|No labels found|No images found|Error loading data|images not found|key missing|"
-    r"does not exist|must be (an integer|str|list|dict)|must match",
-)
-
-
-def _bad_data(error: BaseException) -> str | None:
-    """The one line behind an error of Ultralytics' about a data set, or None for any other error."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and len(chain) < 5:
-        chain.append(link)
-        link = link.__cause__
-    if not any(_DATA_TROUBLE.search(str(e)) for e in chain):
-        return None
-    return _plain(chain[-1])
-
-
-def _plain(error: BaseException) -> str:
-    """An Ultralytics message on one line, without its emojis, colours and pointers to web pages."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    text = re.sub(r"See https?://\S+[^.\n]*|https?://\S+", "", text)
-    text = re.sub(r"[^\w\s!-~…]", "", text, flags=re.UNICODE)
-    return " ".join(text.split())
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

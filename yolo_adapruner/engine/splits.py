@@ -10,7 +10,8 @@ from ultralytics.data.utils import check_det_dataset
 
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import runtime
-from yolo_adapruner.engine.run import one_line_errors, resolve_data
+from yolo_adapruner.engine.names import resolve_data
+from yolo_adapruner.engine.trouble import one_line_errors
 
 
 def load_data(data: str) -> dict[str, Any]:

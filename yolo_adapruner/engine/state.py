@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ def write(folder: Path, epoch: int, pruner: Pruner, paths: Sequence[str], config
     """Write the state after `epoch`, keeping the one before it, in one step that an interruption cannot tear."""
     file = folder / NAME
     epochs = {}
-    if file.exists():
-        epochs = {e: s for e, s in _load(file)["epochs"].items() if e == epoch - 1}
+    if epoch > 0 and file.exists():
+        with suppress(RunError):  # whatever happened to the last one, this one is whole
+            epochs = {e: s for e, s in _load(file)["epochs"].items() if e == epoch - 1}
     epochs[epoch] = _to_tensors(pruner.state_dict())
     content = {"format": _FORMAT, "images": hash_paths(paths), "prune": config.model_dump(), "epochs": epochs}
     with replace_file(file) as temporary:
@@ -46,10 +48,6 @@ def read(folder: Path, epoch: int, paths: Sequence[str], config: PruneConfig) ->
     if not file.exists():
         raise RunError(f"Expected {file} to resume the mask from, but it is missing: start a new run.")
     content = _load(file)
-    if content.get("format") != _FORMAT:
-        raise RunError(
-            f"Expected a sidecar of format {_FORMAT}, but {file} has {content.get('format')}: start a new run."
-        )
     if content["images"] != hash_paths(paths):
         raise RunError(
             f"Expected the training images that {file} was written for, but the list has changed (now {len(paths)} "
@@ -68,9 +66,24 @@ def read(folder: Path, epoch: int, paths: Sequence[str], config: PruneConfig) ->
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        return torch.load(file, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise RunError(f"Expected {file} to be a sidecar of this package, but it cannot be read ({error}).") from None
+        content = torch.load(file, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise _unreadable(file, type(error).__name__) from None
+    if not isinstance(content, dict):
+        raise _unreadable(file, type(content).__name__)
+    if content.get("format") != _FORMAT:
+        raise RunError(
+            f"Expected a sidecar of format {_FORMAT}, but {file} has {content.get('format')}: start a new run."
+        )
+    if not {"images", "prune", "epochs"} <= content.keys():
+        raise _unreadable(file, "parts are missing")
+    return content
+
+
+def _unreadable(file: Path, reason: str) -> RunError:
+    return RunError(
+        f"Expected {file} to be a sidecar of this package, but it cannot be read ({reason}): start a new run."
+    )
 
 
 def _to_tensors(value: Any) -> Any:

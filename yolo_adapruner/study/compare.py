@@ -8,10 +8,13 @@ the validation images, whose other half does the choosing. Each cell of the grid
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,7 @@ def compare(
     *,
     prune: float | Sequence[float] = 0.1,
     seeds: int = 3,
+    jobs: int = 1,
     config: PruneConfig | None = None,
     **overrides: Any,
 ) -> Comparison:
@@ -95,6 +99,8 @@ def compare(
             same comparison unfinished, that one goes on.
         prune: shares to compare at, each in (0, 0.95].
         seeds: runs an arm, >= 1: seeds `seed` to `seed + seeds - 1`, the same for each arm.
+        jobs: cells trained side by side, >= 1, each with its part of the cores; their output goes to `log.txt` in the
+            cell's folder.
         config: settings of the method, in place of the run config's `prune:` section.
         overrides: settings that win over the run config.
 
@@ -103,11 +109,13 @@ def compare(
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
-    shares = [float(s) for s in (prune if isinstance(prune, Sequence) else [prune])]
+    # Each once: two chains of one name would write into the same folders.
+    shares = list(dict.fromkeys(float(s) for s in (prune if isinstance(prune, Sequence) else [prune])))
     wrong = [s for s in shares if not 0 < s <= 0.95]
-    if wrong or not shares or seeds < 1:
+    if wrong or not shares or seeds < 1 or jobs < 1:
         raise ConfigError(
-            f"Expected prune shares in (0, 0.95] and seeds >= 1, but got prune {shares} and seeds {seeds}."
+            f"Expected prune shares in (0, 0.95], seeds >= 1 and jobs >= 1, but got prune {shares}, seeds {seeds} and "
+            f"jobs {jobs}."
         )
     from yolo_adapruner.engine import runtime
     from yolo_adapruner.engine.splits import load_data
@@ -115,18 +123,16 @@ def compare(
     folder = _folder(resolved, shares, seeds)
     data = load_data(resolved.data)
     base, reported_on = _judge_data(folder, data, resolved.seed)
-    cells = plan(shares, range(resolved.seed, resolved.seed + seeds))
-    done: dict[Cell, dict[str, Any]] = {}
-    for number, cell in enumerate(cells, 1):
-        print(f"\n[{number}/{len(cells)}] {cell.arm} {cell.share or ''} {cell.budget} seed {cell.seed}", flush=True)
-        done[cell] = _run_cell(folder, cell, resolved, base)
+    chains = plan(shares, range(resolved.seed, resolved.seed + seeds))
+    done = _run_all(folder, chains, resolved, base, jobs)
     facts = {
         "config": resolved.model_dump(),
         "shares": shares,
         "seeds": seeds,
         "reported_on": reported_on,
         "versions": runtime.versions(),
-        "hardware": runtime.hardware(resolved.device or "cpu"),
+        "hardware": runtime.hardware(resolved.device or "cpu", threads=runtime.cores() // jobs),
+        "jobs": jobs,
         "largest_gap_to_ultralytics": max(abs(d["map50_95"] - d["ultralytics_map50_95"]) for d in done.values()),
     }
     result = Comparison(folder, summarise(done), facts)
@@ -134,15 +140,68 @@ def compare(
     return result
 
 
-def plan(shares: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
-    """Return the grid's cells, seed by seed, each after those it builds on."""
-    cells = []
+def plan(shares: Sequence[float], seeds: Sequence[int]) -> list[list[Cell]]:
+    """Return the grid as chains of cells, seed by seed; a cell builds on earlier cells of its own chain only."""
+    chains = []
     for seed in seeds:
-        cells.append(Cell(FULL, 0.0, EPOCHS, seed))
+        chains.append([Cell(FULL, 0.0, EPOCHS, seed)])
         for share in shares:
-            cells.append(Cell(RUN, share, EPOCHS, seed))
-            cells += [Cell(arm, share, budget, seed) for arm in (PRUNED, RANDOM) for budget in (EPOCHS, UPDATES)]
-    return cells
+            lists = [Cell(arm, share, budget, seed) for arm in (PRUNED, RANDOM) for budget in (EPOCHS, UPDATES)]
+            chains.append([Cell(RUN, share, EPOCHS, seed), *lists])
+    return chains
+
+
+def _run_all(
+    folder: Path, chains: Sequence[Sequence[Cell]], config: RunConfig, base: Path, jobs: int
+) -> dict[Cell, dict[str, Any]]:
+    """Run every cell and return its figures; chains side by side where `jobs` allows."""
+    total = sum(len(chain) for chain in chains)
+    done: dict[Cell, dict[str, Any]] = {}
+
+    def note(cell: Cell, figures: dict[str, Any]) -> None:
+        done[cell] = figures
+        print(f"[{len(done)}/{total}] {cell.name}: mAP50-95 {100 * figures['map50_95']:.1f}", flush=True)
+
+    if jobs == 1:
+        for chain in chains:
+            for cell in chain:
+                note(cell, _run_cell(folder, cell, config, base))
+        return done
+    # Spawned, because torch's thread pool does not survive a fork. Longest chains first, so that none is left alone.
+    context = multiprocessing.get_context("spawn")
+    from yolo_adapruner.engine import runtime
+
+    threads = max(1, runtime.cores() // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
+        ordered = sorted(chains, key=len, reverse=True)
+        futures = [pool.submit(_run_chain, folder, chain, config, base) for chain in ordered]
+        try:
+            for future in as_completed(futures):
+                for cell, figures in future.result():
+                    note(cell, figures)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return done
+
+
+def _start_worker(threads: int) -> None:
+    """Give a worker its part of the cores before torch is loaded."""
+    os.environ["YOLO_ADAPRUNER_THREADS"] = str(threads)
+
+
+def _run_chain(folder: Path, chain: Sequence[Cell], config: RunConfig, base: Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """Run a chain in this worker, its output in each cell's log.txt."""
+    results = []
+    for cell in chain:
+        home = folder / "cells" / cell.name
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "log.txt").open("a", encoding="utf-8") as log:
+            for stream in (1, 2):  # the descriptors, because Ultralytics' handlers hold the streams themselves
+                os.dup2(log.fileno(), stream)
+            results.append((cell, _run_cell(folder, cell, config, base)))
+            sys.stdout.flush()
+    return results
 
 
 def summarise(done: Mapping[Cell, Mapping[str, Any]]) -> list[Row]:
@@ -182,12 +241,16 @@ def summarise(done: Mapping[Cell, Mapping[str, Any]]) -> list[Row]:
 
 def _folder(config: RunConfig, shares: Sequence[float], seeds: int) -> Path:
     """A new numbered folder, or the named one if it holds this very comparison."""
-    wanted = {"config": config.model_dump(), "shares": list(shares), "seeds": seeds}
+    terms = {"config": config.model_dump(), "shares": list(shares), "seeds": seeds}
+    wanted = json.loads(json.dumps(terms, default=str))  # as it comes back; a YAML date has no JSON of its own
     project = Path(config.project).absolute()
     if config.name is not None and (project / config.name / "plan.json").is_file():
         folder = project / config.name
-        held = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        if held != json.loads(json.dumps(wanted)):
+        try:
+            held = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            held = None
+        if held != wanted:
             raise ConfigError(
                 f"Expected {folder} to hold this comparison, but it holds another: choose another --name."
             )
@@ -199,7 +262,8 @@ def _folder(config: RunConfig, shares: Sequence[float], seeds: int) -> Path:
     folder = project / (stem if number == 1 else f"{stem}{number}")
     try:
         folder.mkdir(parents=True)
-        (folder / "plan.json").write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+        with export.replace_file(folder / "plan.json") as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
     except OSError as error:
         raise RunError(
             f"Expected a writable place for {folder}, but: {error.strerror}; choose another --name."
@@ -293,7 +357,7 @@ def _list_arm(folder: Path, cell: Cell, config: RunConfig, base: Path) -> tuple[
 def _save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
     content = {**result.facts, "rows": [asdict(r) for r in result.rows], "cells": list(done.values())}
     writers: dict[str, Callable[[], str]] = {
-        "compare.json": lambda: json.dumps(content, indent=2) + "\n",
+        "compare.json": lambda: json.dumps(content, indent=2, default=str) + "\n",
         "compare.md": lambda: result.table() + "\n",
     }
     for name, text in writers.items():
@@ -321,12 +385,13 @@ def _table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     n = facts["seeds"]
     config = facts["config"]
+    side = f", {facts['jobs']} cells side by side" if facts["jobs"] > 1 else ""
     lines += [
         "",
         f"Points of mAP (0 to 100) by pycocotools on the {facts['reported_on']}; mean ± standard deviation over {n} "
         f"seed{'s' if n > 1 else ''}; differences of mAP50-95 are paired by seed, with their 95 % t-interval. "
         f"{config['model']} on {Path(config['data']).name}, {config['imgsz']} px, batch {config['batch']}, "
-        f"{config['epochs']} epochs; {facts['hardware']}. Largest gap to Ultralytics' own mAP50-95 in a cell: "
+        f"{config['epochs']} epochs; {facts['hardware']}{side}. Largest gap to Ultralytics' own mAP50-95 in a cell: "
         f"{100 * facts['largest_gap_to_ultralytics']:.2f} points.",
     ]
     return "\n".join(lines)

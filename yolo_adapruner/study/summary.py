@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from yolo_adapruner.data.digits import FAULTS, load_truth
+from yolo_adapruner.data.digits import FAULTS
 from yolo_adapruner.data.export import read
+from yolo_adapruner.study.planted import planted
 
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
@@ -30,15 +31,13 @@ def run_summary(result: RunResult) -> str:
 def planted_lines(result: RunResult) -> list[str]:
     """Return what the dropped images were planted as, where a set tells (the embedded one does); else nothing."""
     manifest, outcome = read(result.folder)
-    truth = load_truth(manifest["data"]["path"])
-    if not truth or outcome.kept.all():
+    found = planted(outcome, manifest["data"]["path"])
+    if found is None or outcome.kept.all():
         return []
-    kinds = [truth.get(path.replace("\\", "/"), "clean") for path in outcome.paths]
-    counts = {
-        kind: (sum(k == kind and not kept for k, kept in zip(kinds, outcome.kept, strict=True)), kinds.count(kind))
-        for kind in sorted(set(kinds))
-    }
     dropped = int((~outcome.kept).sum())
-    noise = sum(counts.get(kind, (0, 0))[0] for kind in FAULTS)
-    listed = ", ".join(f"{kind} {out} of {all_}" for kind, (out, all_) in counts.items())
-    return [f"planted noise among the dropped: {noise} of {dropped} ({noise / dropped:.0%}); dropped by kind: {listed}"]
+    noise = sum(found.dropped.get(kind, 0) for kind in FAULTS)
+    listed = ", ".join(f"{kind} {found.dropped.get(kind, 0)} of {n}" for kind, n in sorted(found.total.items()))
+    return [
+        f"planted noise among the dropped: {noise} of {dropped} ({noise / dropped:.0%})",
+        f"dropped by kind: {listed}",
+    ]

@@ -1,0 +1,200 @@
+"""PPC as a pure function: when the ramp goes on, when it goes back, what is held and what is remembered."""
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolo_adapruner.core.controller import Schedule, State, start, step
+
+NAN, INF = math.nan, math.inf
+
+# 5 strides of 0.2, so that targets are 1, 0.96, 0.92, 0.88, 0.84, 0.8
+SCHEDULE = Schedule(kept=0.8, epochs=10, ramp=0.5, tolerance=0.1, match=0.02)
+
+
+def at(progress: float, **changes) -> State:
+    """The state on SCHEDULE's ramp, with 0.5 as metric to hold."""
+    state = State(epoch=3, progress=progress, target=1 - 0.2 * progress, s=1.0, lam=1.0, reference=0.5)
+    return replace(state, **changes)
+
+
+def test_the_joint_stage_starts_with_everything_kept():
+    state = start(SCHEDULE, metric=0.4)
+    assert (state.epoch, state.progress, state.target, state.reference) == (0, 0.0, 1.0, 0.4)
+    assert (state.s, state.lam, state.action) == (SCHEDULE.s_start, SCHEDULE.lambda_base, "start")
+    assert (state.best_metric, state.best_epoch) == (-INF, -1)
+
+
+STEPS = [
+    # name, progress, kept, metric, action, progress after
+    ("the metric holds: on", 0.4, 0.92, 0.5, "advance", 0.6),
+    ("the metric rises: on", 0.4, 0.92, 0.7, "advance", 0.6),
+    ("a fall within the tolerance: on", 0.4, 0.92, 0.46, "advance", 0.6),
+    ("a fall by the tolerance to the digit: on", 0.4, 0.92, 0.5 * 0.9, "advance", 0.6),
+    ("a fall beyond it: back", 0.4, 0.92, 0.4499, "back: metric", 0.2),
+    ("no metric counts as a fall: back", 0.4, 0.92, NAN, "back: metric", 0.2),
+    ("more dropped than asked for: back", 0.4, 0.89, 0.5, "back: kept", 0.2),
+    ("more dropped, but within match: on", 0.4, 0.901, 0.5, "advance", 0.6),
+    ("less dropped than asked for: on", 0.4, 1.0, 0.5, "advance", 0.6),
+    ("both: the metric is named", 0.4, 0.5, 0.1, "back: metric", 0.2),
+    ("no further back than the beginning", 0.0, 1.0, 0.1, "back: metric", 0.0),
+    ("nor beyond it by less than a stride", 0.1, 0.98, 0.1, "back: metric", 0.0),
+    ("the last stride ends at 1", 0.8, 0.84, 0.5, "advance", 1.0),
+    ("a shorter last stride too", 0.9, 0.82, 0.5, "advance", 1.0),
+    ("at the end: settle", 1.0, 0.8, 0.5, "settle", 1.0),
+    ("a fall at the end: back", 1.0, 0.8, 0.1, "back: metric", 0.8),
+    ("too much dropped at the end: back", 1.0, 0.7, 0.5, "back: kept", 0.8),
+]
+
+
+@pytest.mark.parametrize(
+    ("progress", "kept", "metric", "action", "after"), [c[1:] for c in STEPS], ids=[c[0] for c in STEPS]
+)
+def test_a_step_goes_on_or_back(progress, kept, metric, action, after):
+    state = step(at(progress), kept, metric, SCHEDULE)
+    assert state.action == action
+    assert state.progress == pytest.approx(after, abs=1e-12)
+    assert state.target == pytest.approx(1 - 0.2 * after, abs=1e-12)
+    assert state.epoch == 4
+
+
+REFERENCES = [
+    # name, metric, reference after (0.5 before)
+    ("a better epoch raises it", 0.6, 0.6),
+    ("an equal one leaves it", 0.5, 0.5),
+    ("a worse one within the tolerance does not lower it", 0.46, 0.5),
+    ("a fall does not lower it", 0.1, 0.5),
+    ("no metric leaves it", NAN, 0.5),
+]
+
+
+@pytest.mark.parametrize(("metric", "after"), [c[1:] for c in REFERENCES], ids=[c[0] for c in REFERENCES])
+def test_the_reference_is_never_lowered(metric, after):
+    assert step(at(0.4), 0.92, metric, SCHEDULE).reference == after
+
+
+def test_a_fall_that_comes_in_small_steps_is_a_fall():
+    state, metric = at(1.0), 0.5
+    for _ in range(2):
+        metric *= 0.95
+        state = step(state, 0.8, metric, SCHEDULE)
+    assert state.action == "settle"  # 0.451
+    assert step(state, 0.8, metric * 0.95, SCHEDULE).action == "back: metric"
+
+
+BEST = [
+    # name, kept, metric, epoch remembered (best before: 0.3 of epoch 1; this is epoch 3)
+    ("matches and is better", 0.8, 0.5, 3),
+    ("matches within match, above", 0.819, 0.5, 3),
+    ("matches within match, below", 0.781, 0.5, 3),
+    ("too much kept", 0.83, 0.9, 1),
+    ("too little kept", 0.77, 0.9, 1),
+    ("matches and is worse", 0.8, 0.2, 1),
+    ("matches and is equal: the earlier one stays", 0.8, 0.3, 1),
+    ("matches without a metric", 0.8, NAN, 1),
+]
+
+
+@pytest.mark.parametrize(("kept", "metric", "epoch"), [c[1:] for c in BEST], ids=[c[0] for c in BEST])
+@pytest.mark.parametrize("progress", [0.6, 1.0])  # what matches is the final share, wherever the ramp stands
+def test_the_best_epoch_is_one_whose_mask_matches_the_final_share(kept, metric, epoch, progress):
+    state = step(at(progress, best_metric=0.3, best_epoch=1), kept, metric, SCHEDULE)
+    assert state.best_epoch == epoch
+    assert state.best_metric == (metric if epoch == 3 else 0.3)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 9, 10, 30, 49, 100, 333])
+@pytest.mark.parametrize("ramp", [0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("kept", [0.05, 0.7, 0.9])
+def test_the_ramp_ends_at_one_exactly_after_its_part_of_the_epochs(epochs, ramp, kept):
+    schedule = Schedule(kept=kept, epochs=epochs, ramp=ramp)
+    strides = max(1, round(ramp * epochs))
+    state, seen = start(schedule, 0.5), []
+    for _ in range(strides):
+        seen.append(state.progress)
+        state = step(state, state.target, 0.5, schedule)
+    assert state.progress == 1.0
+    assert state.target == pytest.approx(kept, abs=1e-12)
+    assert state.s == pytest.approx(schedule.s_end)
+    assert seen == pytest.approx([i / strides for i in range(strides)], abs=1e-9)
+    assert step(state, state.target, 0.5, schedule).action == "settle"
+
+
+LAMBDAS = [
+    # name, kept, metric, lambda after: base 2, gain 10, distance to the *next* target
+    ("on target: on to 0.88", 0.92, 0.5, 2 + 10 * 0.04),
+    ("more dropped than asked for: back to 0.96", 0.88, 0.5, 2 + 10 * 0.08),
+    ("far behind: on to 0.88", 1.0, 0.5, 2 + 10 * 0.12),
+    ("a fall: back to 0.96", 0.92, 0.1, 2 + 10 * 0.04),
+]
+
+
+@pytest.mark.parametrize(("kept", "metric", "lam"), [c[1:] for c in LAMBDAS], ids=[c[0] for c in LAMBDAS])
+def test_lambda_grows_with_the_distance_to_the_target(kept, metric, lam):
+    schedule = replace(SCHEDULE, lambda_base=2.0, lambda_gain=10.0)
+    state = step(at(0.4), kept, metric, schedule)
+    assert state.lam == pytest.approx(lam, abs=1e-6)
+    assert state.lam == pytest.approx(2 + 10 * abs(kept - state.target), abs=1e-12)
+
+
+@pytest.mark.parametrize(("progress", "s"), [(0.0, 0.1), (0.5, (0.1 * 5) ** 0.5), (1.0, 5.0)])
+def test_the_scale_grows_geometrically_along_the_ramp(progress, s):
+    two = Schedule(kept=0.8, epochs=2, ramp=1.0)  # strides of a half
+    states = [start(two, 0.5)]
+    for _ in range(2):
+        states.append(step(states[-1], 0.8, 0.5, replace(two, match=1.0)))
+    assert {state.progress: state.s for state in states}[progress] == pytest.approx(s)
+
+
+def test_a_warm_up_without_a_metric_does_not_hold_the_ramp_for_ever():
+    state = start(SCHEDULE, metric=NAN)
+    for _ in range(5):
+        state = step(state, state.target, 0.3, SCHEDULE)
+    assert state.progress == 1.0
+
+
+def test_a_step_is_pure():
+    state = at(0.4)
+    before = deepcopy(state)
+    assert step(state, 0.92, 0.5, SCHEDULE) == step(state, 0.92, 0.5, SCHEDULE)
+    assert state == before
+    with pytest.raises(AttributeError):
+        state.progress = 0.0  # type: ignore[misc]
+
+
+shares = st.floats(0, 1)
+metrics = st.floats(0, 1) | st.just(NAN)
+schedules = st.builds(
+    Schedule,
+    kept=st.floats(0.05, 1),
+    epochs=st.integers(1, 40),
+    ramp=st.floats(0.01, 1),
+    s_start=st.floats(0.01, 1),
+    s_end=st.floats(1, 20),
+    lambda_base=st.floats(0, 5),
+    lambda_gain=st.floats(0, 100),
+    tolerance=st.floats(0, 0.99),
+    match=st.floats(0.001, 0.5),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(schedule=schedules, warm=metrics, epochs=st.lists(st.tuples(shares, metrics), max_size=40))
+def test_whatever_comes_the_controller_stays_in_bounds(schedule, warm, epochs):
+    state = start(schedule, warm)
+    for number, (kept, metric) in enumerate(epochs, 1):
+        before, state = state, step(state, kept, metric, schedule)
+        assert state.epoch == number
+        assert 0 <= state.progress <= 1
+        assert schedule.kept - 1e-12 <= state.target <= 1
+        assert schedule.s_start * (1 - 1e-9) <= state.s <= schedule.s_end * (1 + 1e-9)
+        assert state.lam >= schedule.lambda_base
+        assert state.reference >= before.reference
+        assert state.best_metric >= before.best_metric
+        if state.best_epoch != before.best_epoch:
+            assert state.best_epoch == before.epoch
+            assert abs(kept - schedule.kept) <= schedule.match

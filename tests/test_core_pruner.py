@@ -1,0 +1,331 @@
+"""The three stages with synthetic readings instead of a model: lengths, planted bad samples, resuming, redoing."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.core.pruner import Pruner, Settings, Stage
+from yolo_adapruner.core.selection import select_kept
+
+CHANNELS = 3
+
+# Stated here, so that a better default changes no test of what a setting does.
+STATED = {
+    "share": 0.1,
+    "warmup": "auto",
+    "warmup_max": 0.5,
+    "joint": 0.3,
+    "ramp": 0.6,
+    "s_start": 0.1,
+    "s_end": 5.0,
+    "lambda_base": 1.0,
+    "lambda_gain": 50.0,
+    "tau": 0.5,
+    "rate": 0.5,
+    "clip": 4.0,
+    "tolerance": 0.1,
+    "match": 0.02,
+}
+
+
+def pruner_of(n: int, epochs: int, seed: int = 0, **prune) -> Pruner:
+    return Pruner(n, CHANNELS, epochs, Settings(**PruneConfig(**{**STATED, **prune}).model_dump()), seed)
+
+
+class Readings:
+    """Loss-like readings of N samples, the bad ones high in one channel each, other noise each epoch."""
+
+    def __init__(self, n: int = 200, bad: float = 0.1, without_objects: float = 0.1, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.n, self.seed = n, seed
+        self.own = rng.lognormal(0, 0.3, (n, CHANNELS)) * [0.3, 1.0, 0.1]
+        order = rng.permutation(n)
+        self.bad = order[: round(bad * n)]
+        self.own[order[len(order) - round(without_objects * n) :], :2] = np.nan
+        channel = rng.integers(0, CHANNELS, len(self.bad))
+        self.own[self.bad, channel] *= 5
+
+    def of(self, epoch: int) -> np.ndarray:
+        return self.own * np.random.default_rng([self.seed, epoch]).lognormal(0, 0.3, self.own.shape)
+
+
+def run_epoch(pruner: Pruner, values: np.ndarray, metric: float = 0.5, *, works: bool = False, batch: int = 16) -> dict:
+    """An epoch of shuffled batches, as a training would give them."""
+    pruner.open_epoch()
+    order = np.random.default_rng(len(values)).permutation(len(values))
+    for ids in np.array_split(order, max(1, len(order) // batch)):
+        pruner.observe(ids, values[ids])
+    return pruner.close_epoch(metric, works=works)
+
+
+def run(
+    pruner: Pruner, epochs: int, readings: Callable[[int], np.ndarray], first: int = 0, metric: float = 0.5
+) -> list[dict]:
+    return [run_epoch(pruner, readings(epoch), metric) for epoch in range(first, epochs)]
+
+
+# Stages
+
+LENGTHS = [
+    # name, epochs, settings, epoch after which the model works, lengths of warm-up, joint, fine-tune
+    ("auto, the model soon works", 30, {}, 4, (4, 9, 17)),
+    ("auto, it works at once", 30, {}, 1, (1, 9, 20)),
+    ("auto, it never works: warmup_max", 30, {}, 99, (15, 9, 6)),
+    ("auto, a short warmup_max", 30, {"warmup_max": 0.1}, 99, (3, 9, 18)),
+    ("0: a trained model", 30, {"warmup": 0}, 99, (0, 9, 21)),
+    ("fixed, whatever the model does", 30, {"warmup": 6}, 2, (6, 9, 15)),
+    ("fixed, longer than there is room", 30, {"warmup": 50}, 2, (20, 9, 1)),
+    ("3 epochs: one each", 3, {}, 99, (1, 1, 1)),
+    ("3 epochs without a warm-up", 3, {"warmup": 0}, 99, (0, 1, 2)),
+    ("3 epochs of joint only", 3, {"joint": 1.0}, 99, (0, 3, 0)),
+    ("5 epochs", 5, {}, 99, (2, 2, 1)),
+    ("a joint stage of less than an epoch is one", 30, {"joint": 0.001}, 4, (4, 1, 25)),
+]
+
+
+@pytest.mark.parametrize(("epochs", "prune", "works", "lengths"), [c[1:] for c in LENGTHS], ids=[c[0] for c in LENGTHS])
+def test_stages_have_their_lengths(epochs, prune, works, lengths):
+    readings, pruner = Readings(n=40), pruner_of(40, epochs, **prune)
+    stages = []
+    for epoch in range(epochs):
+        stages.append(pruner.stage)
+        assert (pruner.kept is not None) == (pruner.stage is Stage.FINETUNE)
+        row = run_epoch(pruner, readings.of(epoch), works=epoch + 1 >= works)
+        assert row["stage"] == stages[-1]
+    assert stages == sorted(stages)
+    assert tuple(stages.count(stage) for stage in Stage) == lengths
+    assert pruner.kept is not None
+    assert (~pruner.kept).sum() == 4
+
+
+def test_the_default_settings_find_planted_bad_samples():
+    readings = Readings()
+    pruner = Pruner(200, CHANNELS, 30, Settings(**PruneConfig().model_dump()))
+    run(pruner, 30, readings.of)
+    dropped = np.flatnonzero(~pruner.kept)
+    assert len(dropped) == round(PruneConfig().share * 200)
+    assert np.isin(dropped, readings.bad).mean() >= 0.85
+
+
+def test_each_stage_weighs_as_it_should():
+    pruner, readings = pruner_of(40, 10, warmup=2), Readings(n=40)
+    for epoch in range(10):
+        weights = pruner.weights()
+        if pruner.stage is Stage.JOINT:
+            assert weights.shape == (40,)
+            assert weights.dtype == np.float32
+            assert ((weights >= 0) & (weights <= 1)).all()
+        else:
+            assert weights is None
+        run_epoch(pruner, readings.of(epoch))
+
+
+def test_an_epochs_row_says_what_it_ran_under():
+    pruner, readings = pruner_of(200, 20, warmup=2, share=0.3), Readings()
+    rows = run(pruner, 20, readings.of)
+    assert all(list(row) == ["stage", "kept", "target", "s", "lambda"] for row in rows)
+    warm, joint, tuned = rows[:2], rows[2:8], rows[8:]
+    assert [(r["kept"], r["target"], r["s"], r["lambda"]) for r in warm] == [(1, 1, 0, 0)] * 2
+    assert (joint[0]["target"], joint[0]["s"], joint[0]["lambda"]) == (1, 0.1, 1)
+    assert joint[-1]["target"] == pytest.approx(0.7)
+    assert joint[-1]["s"] == pytest.approx(5)
+    assert {r["kept"] for r in tuned} == {0.7}
+
+
+def test_everything_is_kept_during_the_warm_up_whatever_is_read():
+    pruner, readings = pruner_of(200, 30), Readings()
+    run(pruner, 15, readings.of)
+    assert pruner.mask.kept_share == 1
+    assert np.isnan(pruner.signal).all()
+
+
+# What goes
+
+
+@pytest.mark.parametrize("order", ["as they come", "bad first", "bad last", "shuffled"])
+@pytest.mark.parametrize("epochs", [12, 30])
+def test_planted_bad_samples_go_wherever_they_stand(order, epochs):
+    readings = Readings()
+    rest = np.setdiff1d(np.arange(200), readings.bad)
+    place = {
+        "as they come": np.arange(200),
+        "bad first": np.r_[readings.bad, rest],
+        "bad last": np.r_[rest, readings.bad],
+        "shuffled": np.random.default_rng(3).permutation(200),
+    }[order]
+    pruner = pruner_of(200, epochs, warmup=1)
+    run(pruner, epochs, lambda epoch: readings.of(epoch)[place])
+    dropped = place[~pruner.kept]
+    assert len(dropped) == 20
+    assert np.isin(dropped, readings.bad).mean() >= 0.85  # by chance 0.1
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.5, 0.8])
+def test_the_share_is_met_to_the_sample(share):
+    pruner = pruner_of(201, 12, warmup=1, share=share)
+    rows = run(pruner, 12, Readings(n=201).of)
+    assert (~pruner.kept).sum() == round(share * 201)
+    # and the mask itself was there before it was cut
+    assert rows[4]["kept"] == pytest.approx(1 - share, abs=0.02)
+
+
+def test_permuted_samples_give_a_permuted_outcome():
+    readings, order = Readings(n=120), np.random.default_rng(5).permutation(120)
+    straight, permuted = pruner_of(120, 12), pruner_of(120, 12)
+    run(straight, 12, readings.of)
+    run(permuted, 12, lambda epoch: readings.of(epoch)[order])
+    np.testing.assert_allclose(permuted.mask.logits, straight.mask.logits[order], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(permuted.signal, straight.signal[order], rtol=1e-9)
+    assert (permuted.kept == straight.kept[order]).all()
+
+
+def test_a_sample_that_is_never_seen_is_not_judged():
+    readings, pruner = Readings(n=60, without_objects=0), pruner_of(60, 10, warmup=0)
+
+    def without_the_first(epoch: int) -> np.ndarray:
+        values = readings.of(epoch)
+        values[0] = np.nan
+        return values
+
+    run(pruner, 10, without_the_first)
+    assert np.isnan(pruner.signal[0])
+    assert np.isfinite(pruner.signal[1:]).all()
+    assert pruner.mask.logits[0] == pruner_of(60, 10).mask.logits[0]
+    assert pruner.kept[0]
+
+
+def test_an_epoch_in_which_nobody_is_seen_moves_nothing():
+    pruner = pruner_of(30, 10, warmup=0)
+    before = pruner.mask.logits.copy()
+    row = run_epoch(pruner, np.full((30, CHANNELS), np.nan))
+    assert (pruner.mask.logits == before).all()
+    assert row["kept"] == 1
+
+
+# The best mask
+
+
+def test_the_best_matching_mask_is_cut_not_the_last():
+    epochs, readings = 40, Readings()
+    pruner = pruner_of(200, epochs, warmup=0, joint=0.5, share=0.2)
+    best, logits = None, {}
+    for epoch in range(epochs):
+        # the ramp ends after 12 of 20 joint epochs; epoch 15 has the best metric of those with a matching mask
+        run_epoch(pruner, readings.of(epoch), metric=0.60 if epoch == 15 else 0.58)
+        logits[epoch] = pruner.mask.logits.copy()
+        if epoch == 15:
+            best = pruner.mask.logits.copy()
+    assert pruner.state.best_epoch == 15
+    assert (pruner.mask.logits == best).all()
+    assert not (logits[18] == best).all()
+    assert (pruner.kept == select_kept(best, 0.2, seed=0)).all()
+
+
+def test_without_a_matching_mask_the_last_is_cut():
+    readings, pruner = Readings(), pruner_of(200, 12, warmup=0, share=0.2)
+    run(pruner, 12, readings.of, metric=float("nan"))  # every epoch a fall: the ramp never leaves its beginning
+    assert pruner.state.best_epoch == -1
+    assert (~pruner.kept).sum() == 40
+    assert (pruner.kept == select_kept(pruner.mask.logits, 0.2, seed=0)).all()
+
+
+def test_a_run_stopped_early_can_be_decided():
+    pruner, readings = pruner_of(200, 30, warmup=1), Readings()
+    run(pruner, 5, readings.of)
+    assert pruner.stage is Stage.JOINT
+    kept = pruner.decide()
+    assert pruner.stage is Stage.FINETUNE
+    assert kept is pruner.kept
+    assert (~kept).sum() == 20
+
+
+def test_the_seed_decides_ties_only():
+    flat = [pruner_of(50, 3, seed=seed, warmup=0) for seed in (0, 1)]
+    for pruner in flat:
+        run(pruner, 3, lambda _: np.ones((50, CHANNELS)))
+    assert (flat[0].kept != flat[1].kept).any()
+    told = [pruner_of(200, 12, seed=seed) for seed in (0, 1)]
+    for pruner in told:
+        run(pruner, 12, Readings().of)
+    assert (told[0].kept == told[1].kept).all()
+
+
+# Redoing and resuming
+
+
+def assert_equal(left: dict, right: dict) -> None:
+    def flat(value, name=""):
+        if isinstance(value, dict):
+            for key, part in value.items():
+                yield from flat(part, f"{name}.{key}")
+        else:
+            yield name, value
+
+    for (name, one), (_, other) in zip(flat(left), flat(right), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def assert_same(a: Pruner, b: Pruner) -> None:
+    assert a.stage is b.stage
+    assert_equal(a.state_dict(), b.state_dict())
+
+
+@pytest.mark.parametrize("epoch", [0, 2, 7], ids=["warm-up", "first joint", "joint"])
+def test_an_epoch_opened_again_is_an_epoch_redone(epoch):
+    readings = Readings()
+    once, twice = pruner_of(200, 30, warmup=2), pruner_of(200, 30, warmup=2)
+    for pruner in (once, twice):
+        run(pruner, epoch, readings.of)
+    before = deepcopy(twice.state_dict())
+    twice.open_epoch()
+    twice.observe(np.arange(100), np.full((100, CHANNELS), 1e3))  # then it is broken off
+    for name in ("logits", "signal"):
+        np.testing.assert_array_equal(twice.state_dict()[name], before[name])
+    for pruner in (once, twice):
+        run_epoch(pruner, readings.of(epoch))
+    assert_same(once, twice)
+
+
+def test_what_is_seen_belongs_to_an_open_epoch():
+    pruner = pruner_of(10, 30)
+    with pytest.raises(RuntimeError, match="before open_epoch"):
+        pruner.observe(np.array([0]), np.ones((1, CHANNELS)))
+    run_epoch(pruner, np.ones((10, CHANNELS)))
+    with pytest.raises(RuntimeError, match="before open_epoch"):  # closed again
+        pruner.observe(np.array([0]), np.ones((1, CHANNELS)))
+
+
+# Falls slowly, so that the first mask that matches is the best and must outlive the epochs after it; one great fall.
+METRICS = [0.1 if epoch == 8 else 0.54 - 0.002 * epoch for epoch in range(20)]
+WARM_UPS = {"auto, the model works in time": ("auto", 2), "auto, it never does": ("auto", 99), "fixed": (4, 0)}
+
+
+def run_with_metrics(pruner: Pruner, first: int, last: int, works: int) -> None:
+    for epoch in range(first, last):
+        run_epoch(pruner, Readings().of(epoch), METRICS[epoch], works=epoch >= works)
+
+
+@pytest.mark.parametrize(("warmup", "works"), WARM_UPS.values(), ids=WARM_UPS.keys())
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted_bit_for_bit(warmup, works):
+    whole = pruner_of(200, 20, joint=0.5, warmup=warmup)
+    states = []
+    for epoch in range(20):
+        run_with_metrics(whole, epoch, epoch + 1, works)
+        states.append(whole.state_dict())
+    assert 0 <= whole.state.best_epoch < whole.joint_epochs - 1
+    copies = deepcopy(states)
+    for stopped, state in enumerate(states, 1):
+        resumed = pruner_of(200, 20, joint=0.5, warmup=warmup)
+        resumed.load_state_dict(state)
+        run_with_metrics(resumed, stopped, 20, works)
+        assert_same(resumed, whole)
+    for state, copy in zip(states, copies, strict=True):  # no run reached into a state it gave or was given
+        assert_equal(state, copy)
+
+
+def test_the_state_of_another_set_is_refused():
+    with pytest.raises(ValueError, match="Expected the state of 11 samples, but got one of 10"):
+        pruner_of(11, 30).load_state_dict(pruner_of(10, 30).state_dict())

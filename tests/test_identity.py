@@ -1,0 +1,223 @@
+"""A reading reaches the image it was read from, whatever the loader does with the order; and nothing else moves a fate.
+
+A detector that learns nothing in a few epochs can judge nothing. So most of these runs read a marker instead: each
+image is one grey tone, and the channels' stand-in reads the tone at the centre of the batch's own pixels.
+"""
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests import helpers
+from tests.helpers import QUICK, read_list, train_here, training_images, write_data
+from yolo_adapruner import AdaPruneTrainer
+from yolo_adapruner.engine import detect
+from yolo_adapruner.engine.channels import CHANNELS
+
+pytestmark = pytest.mark.slow
+
+N = 24
+RUINED = (3, 11, 19)
+STILL = {
+    **QUICK,
+    **dict.fromkeys(("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0),
+    "augmentations": [],
+    "epochs": 6,
+}
+"""No augmentation that would move or tint the marker."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+
+
+def tone(i: int) -> int:
+    """The grey tone of image i."""
+    return 20 + 9 * i
+
+
+def marker(i: int) -> float:
+    """What the stand-in reads from image i; a ruined one stands out."""
+    return 1 + i / 100 + (50 if i in RUINED else 0)
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """A set whose training image i is one tone all over, with a box in the middle; half of the images are wide."""
+    data = helpers.build_set(tmp_path / "set", train=N, val=4)
+    for i, image in enumerate(training_images(data)):
+        shape = (64, 64) if i % 2 else (48, 96)
+        cv2.imwrite(str(image), np.full((*shape, 3), tone(i), np.uint8))
+        helpers.label_of(image).write_text("0 0.5 0.5 0.4 0.4\n")
+    return data
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    """A trainer's class whose channels read the marker off each batch's own pixels."""
+    pixels = []
+
+    class Marked(AdaPruneTrainer):
+        def preprocess_batch(self, batch):
+            batch = super().preprocess_batch(batch)
+            height, width = batch["img"].shape[2:]
+            pixels[:] = [batch["img"][:, 0, height // 2, width // 2] * 255]
+            return batch
+
+    def read(seen):
+        which = [round((tone_ - tone(0)) / 9) for tone_ in pixels[0].tolist()]
+        assert len(which) == len(seen.scores)
+        return torch.tensor([[marker(i)] * len(CHANNELS) for i in which])
+
+    monkeypatch.setattr(detect, "detection_channels", read)
+    return Marked
+
+
+def tone_of(path: str) -> int:
+    """Which of the marked images a file is, by its pixels."""
+    return round((int(cv2.imread(path)[5, 5, 0]) - tone(0)) / 9)
+
+
+def check(trainer, folder: Path, times: int = 1) -> None:
+    """Each image's mean reading is its own marker, and the ruined ones were dropped."""
+    numbers = [tone_of(path) for path in trainer.paths]
+    assert len(set(numbers)) == len(numbers)
+    read = trainer.pruner.moments.means[:, 0]
+    np.testing.assert_allclose(read, [marker(i) for i in numbers], atol=1e-6)
+    assert sorted(tone_of(path) for path in read_list(folder / "dropped.txt")) == list(RUINED)
+    assert (trainer.pruner.moments.count == 2).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_under_a_shuffling_loader(marked, reader, tmp_path, seed):
+    orders = []
+    trainer = train_here(
+        marked,
+        tmp_path / "run",
+        share=len(RUINED) / N,
+        trainer=reader,
+        seed=seed,
+        callbacks={"on_train_batch_end": lambda t: orders.append(list(t._batch_ids))},
+        **STILL,
+    )
+    check(trainer, tmp_path / "run")
+    assert sum(orders[:3], []) != sorted(sum(orders[:3], []))  # it does shuffle
+    assert orders[:3] != orders[3:6]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rect": True},
+        {"cache": "ram"},
+        {"cache": "disk"},
+        {"mosaic": 1.0, "mixup": 0.5, "cutmix": 0.5, "close_mosaic": 0},
+        {"batch": 5},
+        {"multi_scale": 0.5},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_whatever_the_recipe(marked, reader, tmp_path, settings):
+    trainer = train_here(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **{**STILL, **settings})
+    check(trainer, tmp_path / "run")
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_with_worker_processes(marked, reader, tmp_path, mosaic):
+    """On a CPU Ultralytics takes none, so they are set behind its back: a GPU run has them.
+
+    With mosaic, persistent workers hold copies of the data set that must learn of the joint stage.
+    """
+    settings = {**STILL, "mosaic": mosaic, "close_mosaic": 0}
+    trainer = helpers.new_trainer(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **settings)
+    trainer.args.workers = 2
+    workers = []
+    trainer.add_callback("on_train_epoch_start", lambda t: workers.append(t.train_loader.num_workers))
+    trainer.train()
+    assert min(workers) == min(2, os.cpu_count())
+    check(trainer, tmp_path / "run")
+
+
+def test_images_of_one_name_in_different_folders(marked, reader, tmp_path):
+    for i, image in enumerate(training_images(marked)):
+        for path, suffix in ((image, ".png"), (helpers.label_of(image), ".txt")):
+            (path.parent / str(i % 4)).mkdir(exist_ok=True)
+            path.rename(path.parent / str(i % 4) / f"{i // 4}{suffix}")
+    trainer = train_here(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **STILL)
+    check(trainer, tmp_path / "run")
+
+
+def test_a_list_with_duplicates_and_relative_lines(marked, reader, tmp_path):
+    """A row an image, however often and however spelled the list names it."""
+    root = marked.parent
+    names = [f"./images/train/{image.name}" for image in training_images(marked)]
+    lines = [*names, *names[:6], str(root / "images" / ".." / "images" / "train" / "007.png"), names[11]]
+    random.Random(0).shuffle(lines)
+    (root / "train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = write_data(root / "list.yaml", root, train="train.txt")
+    seen = []
+    trainer = train_here(
+        data,
+        tmp_path / "run",
+        share=len(RUINED) / N,
+        trainer=reader,
+        callbacks={
+            "on_train_epoch_start": lambda _: seen.append([]),
+            "on_train_batch_end": lambda t: seen[-1].extend(t.paths[i] for i in t._batch_ids),
+        },
+        **STILL,
+    )
+    check(trainer, tmp_path / "run")
+    kept, dropped = read_list(tmp_path / "run" / "kept.txt"), read_list(tmp_path / "run" / "dropped.txt")
+    assert sorted(kept + dropped) == trainer.paths == [str(path) for path in training_images(marked)]
+    with (tmp_path / "run" / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        assert [row["path"] for row in csv.DictReader(stream)] == trainer.paths
+    assert len(seen[0]) == len(lines)
+    assert set(seen[-1]) == set(kept)
+
+
+def test_fraction_takes_part_of_the_list(marked, reader, tmp_path):
+    trainer = train_here(marked, tmp_path / "run", share=2 / 18, trainer=reader, **STILL, fraction=0.75)
+    assert [tone_of(path) for path in trainer.paths] == list(range(18))
+    dropped = [tone_of(path) for path in read_list(tmp_path / "run" / "dropped.txt")]
+    assert dropped == [i for i in RUINED if i < 18]
+    assert trainer.skipped == []
+
+
+def test_linked_images_go_by_the_name_they_are_listed_under(marked, reader, tmp_path):
+    """Links to one file with labels of their own are images of their own; kept.txt must not name the file behind."""
+    root = marked.parent
+    for image in training_images(marked)[::3]:
+        target = root / "store" / image.name
+        target.parent.mkdir(exist_ok=True)
+        image.rename(target)
+        image.symlink_to(target)
+    trainer = train_here(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **STILL)
+    check(trainer, tmp_path / "run")
+    assert all(Path(path).parent == root / "images" / "train" for path in trainer.paths)
+
+
+def test_new_names_in_the_same_order_change_no_image_s_fate(tmp_path):
+    """With the real channels: a run on a copy whose files and folders are all called something else."""
+    first = helpers.build_set(tmp_path / "a" / "set")
+    second = helpers.build_set(tmp_path / "anderswo" / "Bilder und mehr")
+    for i, image in enumerate(training_images(second)):
+        name = f"{chr(ord('a') + i)}-neu {i}"
+        helpers.label_of(image).rename(helpers.label_of(image).with_name(f"{name}.txt"))
+        image.rename(image.with_name(f"{name}.png"))
+    fates = []
+    for data, folder in ((first, tmp_path / "one"), (second, tmp_path / "two")):
+        train_here(data, folder, epochs=6)
+        with (folder / "scores.csv").open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))[1:]
+        order = {str(path): i for i, path in enumerate(training_images(data))}
+        fates.append({order[row[0]]: row[1:] for row in rows})
+    assert fates[0] == fates[1]
+    assert len({row[0] for row in fates[0].values()}) == 2

@@ -1,0 +1,123 @@
+"""What a run config names, found: data file, architecture, checkpoint, Ultralytics' settings. Trains nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from ultralytics.cfg import get_cfg
+from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.utils import ROOT, SETTINGS
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
+
+from yolo_adapruner import resources
+from yolo_adapruner.config import RunConfig
+from yolo_adapruner.engine.trouble import one_line
+from yolo_adapruner.errors import ConfigError, DataError
+
+
+def ultralytics_args(config: RunConfig) -> dict[str, Any]:
+    """Return the settings Ultralytics is handed, with names resolved.
+
+    Raises:
+        ConfigError: `train:` holds what Ultralytics does not know or cannot take.
+    """
+    args: dict[str, Any] = {
+        "task": "detect",
+        "mode": "train",
+        "model": _resolve_model(config.model),
+        "data": resolve_data(config.data),
+        "project": str(Path(config.project).absolute()),
+        "name": config.name,
+        **{k: getattr(config, k) for k in ("epochs", "imgsz", "batch", "seed", "optimizer", "lr0", "device")},
+        **config.train,
+    }
+    cuda = torch.cuda.is_available() and str(config.device).lower() != "cpu"
+    if cuda and "amp" not in config.train:
+        # Upstream's check of fp16 loads weights from the network; bf16 needs no check.
+        args["amp"] = "bf16" if torch.cuda.is_bf16_supported() else False
+    if isinstance(args.get("pretrained"), str):
+        args["pretrained"] = _resolve_checkpoint(args["pretrained"])
+    args = {k: v for k, v in args.items() if v is not None}
+    try:
+        get_cfg(overrides=args)
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"Expected Ultralytics settings under train:, but {one_line(error)}") from None
+    return args
+
+
+def resolve_data(data: str) -> str:
+    """Return the data file to hand to Ultralytics: an existing path, one of this package's, or a name of its own.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if data and Path(data).exists():
+        return str(Path(data).absolute())
+    packaged = resources.find("data", data)
+    if packaged is not None:
+        return str(packaged)
+    if not (_has(ROOT / "cfg" / "datasets", data) or re.match(r"\w+://", data)):
+        known = ", ".join(resources.available("data"))
+        raise DataError(
+            f"Expected a data file (a YAML with train, val and names, one of {known}, or one of Ultralytics' own such "
+            f"as coco128.yaml), but there is no {data}."
+        )
+    return data
+
+
+def _resolve_model(model: str) -> str:
+    path = Path(model)
+    if path.suffix == ".pt":
+        return _resolve_checkpoint(model)
+    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
+        return _known_architecture(model)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict) or "model" not in content:
+        return _known_architecture(str(path.absolute()))
+    # A run config of the architecture's own name lies in the working directory: the architecture is meant.
+    own = list((ROOT / "cfg" / "models").rglob(path.name)) if path.parent == Path() else []
+    if own:
+        return str(own[0])
+    raise ConfigError(
+        f"Expected an Ultralytics architecture or checkpoint as model, but {model} is a run config: pass it as the "
+        f"first argument, and name the architecture ({content['model']}) as model."
+    )
+
+
+def _resolve_checkpoint(model: str) -> str:
+    path = Path(model)
+    if path.is_file():
+        return str(path.absolute())
+    # Ultralytics would ask the network for any name; only its own checkpoints can be there.
+    if (SETTINGS["weights_dir"] / path).is_file() or path.name in GITHUB_ASSETS_NAMES or "://" in model:
+        return model
+    raise ConfigError(
+        f"Expected an Ultralytics architecture or checkpoint as model, but there is no file {model}: name an existing "
+        "one, an architecture such as yolov3-tiny.yaml, or one of Ultralytics' own checkpoints such as yolo11n.pt."
+    )
+
+
+def _known_architecture(model: str) -> str:
+    try:
+        if Path(model).suffix in {".yaml", ".yml"}:
+            yaml_model_load(model)
+        elif Path(model).stem not in GITHUB_ASSETS_STEMS:
+            raise FileNotFoundError("it is neither a .yaml, nor a .pt, nor a checkpoint of Ultralytics' own")
+    except Exception as error:  # a file that holds no mapping fails in ways of its own
+        raise ConfigError(
+            f"Expected an Ultralytics architecture or checkpoint as model (yolov3-tiny.yaml, best.pt), but {model} "
+            f"cannot be read: {one_line(error)}"
+        ) from None
+    return model
+
+
+def _has(folder: Path, name: str) -> bool:
+    """Whether a file of this very name lies in a folder of Ultralytics'."""
+    return Path(name).name == name and (folder / name).is_file()
