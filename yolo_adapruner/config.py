@@ -53,7 +53,7 @@ class PruneConfig(BaseModel):
         description="Quantile of the signal over the data set that counts as 1. Low: the noisy go. High: the easy go.",
     )
     rate: float = Field(0.5, gt=0, description="Step size of the logits, in logit units per unit of pressure.")
-    clip: float = Field(4.0, gt=0, description="Largest pressure on a logit in one epoch.")
+    clip: float = Field(20.0, gt=0, description="Largest pressure on a logit in one epoch.")
     tolerance: float = Field(
         0.1,
         ge=0,

@@ -61,7 +61,7 @@ class Mask:
         lam: float,
         target: float,
         rate: float = 0.5,
-        clip: float = 4.0,
+        clip: float = 20.0,
     ) -> None:
         """Take one step for every sample that has evidence.
 
@@ -72,7 +72,7 @@ class Mask:
                 evidence may; from 1 on, no evidence that all samples share can keep the target out of reach.
             target: kept share asked for now, (0, 1].
             rate: logit units per unit of pressure, > 0.
-            clip: largest |pressure - neutral| taken in one step; one wild epoch decides nothing alone.
+            clip: largest |pressure - neutral| taken in one step; samples beyond it are not told apart.
 
         Raises:
             ValueError: `pressure` has another length than the mask.

@@ -153,8 +153,9 @@ class Pruner:
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         self.signal = surprise(self.moments.means[:, :-1])
         f = pressure(sample_loss(self.signal, self.settings.tau))
-        # The neutral pressure is the target's own quantile: what lies above it is what the target wants gone.
-        neutral = float(np.nanquantile(f, self.state.target)) if np.isfinite(f).any() else 0.0
+        # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
+        # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
+        neutral = float(np.nanquantile(f, 1 - self.settings.share)) if np.isfinite(f).any() else 0.0
         self.mask.update(
             f,
             neutral=neutral,

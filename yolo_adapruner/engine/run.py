@@ -85,7 +85,7 @@ def resume(run: str | Path) -> RunResult:
                 f"Expected an interrupted run in {folder}, but it has no {file.relative_to(folder)}: start a new run."
             )
     config = run_config.load(saved)
-    _refuse_finished(folder, last)
+    epochs = _whole_epochs(folder, last)
     overrides = {
         "task": "detect",
         "mode": "train",
@@ -97,10 +97,13 @@ def resume(run: str | Path) -> RunResult:
     if config.device is not None:
         overrides["device"] = config.device
     with one_line_errors(config.data):
-        return _finish(AdaPruneTrainer.configured(config.prune)(overrides=overrides))
+        trainer = AdaPruneTrainer.configured(config.prune)(overrides=overrides)
+        _forget_epochs_after(epochs, trainer.csv)
+        return _finish(trainer)
 
 
-def _refuse_finished(folder: Path, last: Path) -> None:
+def _whole_epochs(folder: Path, last: Path) -> int:
+    """How many epochs an interrupted run's checkpoint has behind it."""
     try:
         _, checkpoint = load_checkpoint(last)
     except Exception as error:  # torch, pickle and Ultralytics each have their own for a torn file
@@ -108,8 +111,19 @@ def _refuse_finished(folder: Path, last: Path) -> None:
             f"Expected {last} to be a checkpoint to go on from, but it cannot be read ({one_line(error)}): start a new "
             "run."
         ) from None
-    if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
+    epochs = int(checkpoint.get("epoch", -1)) + 1  # 0 once Ultralytics has stripped it of what training needs
+    if not 0 < epochs < checkpoint["train_args"]["epochs"]:
         raise RunError(f"Expected an interrupted run, but {folder} is finished: nothing to resume.")
+    return epochs
+
+
+def _forget_epochs_after(epochs: int, table: Path) -> None:
+    """Drop the lines of results.csv that were written after the last checkpoint; those epochs are trained again."""
+    if table.is_file():
+        head, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
+        with replace_file(table) as temporary:
+            kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= epochs]
+            temporary.write_text("".join([head, *kept]), encoding="utf-8")
 
 
 @contextmanager
