@@ -413,3 +413,10 @@ def test_parse_yaml_raises_nothing_but_one_line(tag, value):
     else:
         message = ""
     assert len(message.splitlines()) <= 1
+
+
+def test_a_method_setting_can_be_named_alone():
+    config = load("yolov3-tiny", {"prune.tau": 0.3, "prune": 0.2, "prune.warmup": 0})
+    assert (config.prune.tau, config.prune.share, config.prune.warmup) == (0.3, 0.2, 0)
+    with pytest.raises(ConfigError, match=r"prune\.taus, did you mean tau\?"):
+        load("yolov3-tiny", {"prune.taus": 0.3})

@@ -17,7 +17,7 @@ import torch
 from tests import helpers
 from tests.helpers import QUICK, read_list, train_here, training_images, write_data
 from yolo_adapruner import AdaPruneTrainer
-from yolo_adapruner.engine import detect
+from yolo_adapruner.engine import detect, losses
 from yolo_adapruner.engine.channels import CHANNELS
 
 pytestmark = pytest.mark.slow
@@ -77,6 +77,7 @@ def reader(monkeypatch):
         return torch.tensor([[marker(i)] * len(CHANNELS) for i in which])
 
     monkeypatch.setattr(detect, "detection_channels", read)
+    Marked.pixels = pixels
     return Marked
 
 
@@ -108,8 +109,38 @@ def test_under_a_shuffling_loader(marked, reader, tmp_path, seed):
         **STILL,
     )
     check(trainer, tmp_path / "run")
-    assert sum(orders[:3], []) != sorted(sum(orders[:3], []))  # it does shuffle
-    assert orders[:3] != orders[3:6]
+    first, second = ([i for batch in epoch for i in batch] for epoch in (orders[:3], orders[3:6]))
+    assert sorted(first) == sorted(second) == list(range(N))
+    assert len({tuple(first), tuple(second), tuple(range(N))}) == 3  # it does shuffle
+
+
+def test_an_image_s_loss_is_weighted_by_its_own_weight_in_the_joint_stage_only(marked, reader, tmp_path, monkeypatch):
+    used, stages = [], []
+    original = losses._spread
+
+    def note(weights, like):
+        used.append(weights.clone())
+        return original(weights, like)
+
+    monkeypatch.setattr(losses, "_spread", note)
+
+    def compare(trainer):
+        stages.append((int(trainer.pruner.stage), len(used)))
+        if used:
+            by_tone = dict(
+                zip(map(tone_of, trainer.paths), trainer.pruner.mask.weights(trainer.pruner.state.s), strict=True)
+            )
+            pixels = reader.pixels[0].tolist()
+            expected = torch.tensor([by_tone[round((tone_ - tone(0)) / 9)] for tone_ in pixels])
+            assert all(torch.equal(weights, expected) for weights in used)
+            spread.append(float(expected.max() - expected.min()))
+        used.clear()
+
+    spread = []
+    train_here(marked, tmp_path / "run", trainer=reader, callbacks={"on_train_batch_end": compare}, **STILL)
+    assert {stage for stage, count in stages if count} == {2}
+    assert [count for stage, count in stages if stage == 2] == [2] * 6  # the classification term and the box terms
+    assert max(spread) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,20 @@ def test_the_wheel_runs_in_a_new_environment_from_an_empty_folder(installed, tmp
 
 
 @pytest.mark.slow
+def test_the_installed_command_prunes_the_example_set_by_name_from_an_empty_folder(installed, tmp_path):
+    """The README's first command where there is no clone, on few pixels and few epochs."""
+    short = ["--epochs", "3", "--imgsz", "64", "--device", "cpu", "--name", "kurz"]
+    done = run(installed / "yolo-adapruner", "train", "yolov3-tiny", "--prune", "0.1", *short, cwd=tmp_path)
+    assert "kept 324 of 360 training images, dropped 36 (10.0%)" in done.stdout
+    assert "dropped by kind: " in done.stdout  # truth.csv was built with the set, and found
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    folder = tmp_path / "runs" / "adaprune" / "kurz"
+    assert len((folder / "dropped.txt").read_text(encoding="utf-8").splitlines()) == 36
+    assert (folder / "weights" / "best.pt").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("cfg", "yolov3-tiny"), ("data", "digits")])
 def test_the_installed_package_finds_its_files_by_name(installed, tmp_path, kind, name):
     code = f"from yolo_adapruner.resources import find; print(find({kind!r}, {name!r}))"

@@ -369,19 +369,59 @@ def test_mosaic_closed_at_the_end_stays_closed_in_the_fine_tune_stage(tmp_path, 
     assert [count > 0 for count in epochs] == [True, False, False, True, True, False]
 
 
+def make_half_wide(data):
+    """Make every second training image twice as wide as high."""
+    for image in training_images(data)[::2]:
+        helpers.cv2.imwrite(str(image), helpers.cv2.resize(helpers.cv2.imread(str(image)), (96, 48)))
+
+
 def test_rect_training_prunes_as_well(tmp_path):
     """Rect sorts the images by shape, and the kept part has other batches than the whole."""
     data = helpers.build_set(tmp_path / "set")
-    images = training_images(data)
-    for image in images[::2]:  # half of them wide
-        picture = helpers.cv2.imread(str(image))
-        helpers.cv2.imwrite(str(image), helpers.cv2.resize(picture, (96, 48)))
+    make_half_wide(data)
     epochs, callbacks = read_by_stage()
     trainer = train_here(data, tmp_path / "run", epochs=5, rect=True, callbacks=callbacks)
     assert [int(stage) for stage, _ in epochs] == [1, 1, 2, 2, 3]
     assert sorted(epochs[0][1]) == trainer.paths
     assert epochs[0][1] != trainer.paths
     assert sorted(epochs[-1][1]) == read_list(tmp_path / "run" / "kept.txt")
+
+
+def test_batches_of_a_rect_part_are_as_large_as_their_images_need(tmp_path):
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_yolo_dataset
+
+    from yolo_adapruner.engine.dataset import subset
+    from yolo_adapruner.engine.splits import load_data
+
+    file = helpers.build_set(tmp_path / "set")
+    make_half_wide(file)
+    args = get_cfg(overrides={"imgsz": 64, "rect": True})
+    data = load_data(str(file))
+    full = build_yolo_dataset(args, data["train"], 4, data, mode="train", stride=32)
+    part = subset(full, set(full.im_files[2:]), args)  # ten wide ones, twelve square ones
+    assert part.im_files == full.im_files[2:]
+    assert [part.batch_shapes[i].tolist() for i in part.batch] == [[32, 64]] * 8 + [[64, 64]] * 14
+    assert [part[i]["img"].shape[1:] for i in (0, 9, 21)] == [(32, 64), (64, 64), (64, 64)]
+    assert (len(full), len(part)) == (24, 22)
+
+
+def test_a_joint_stage_over_the_whole_run_leaves_no_fine_tune_stage(data, tmp_path):
+    train_here(data, tmp_path / "run", method={"joint": 1.0})
+    assert stages(tmp_path / "run") == [2, 2, 2, 2]
+    assert len(read_list(tmp_path / "run" / "dropped.txt")) == 6
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_run_stopped_from_outside_still_drops_the_asked_share(data, tmp_path, epoch):
+    """By a callback, in the warm-up and in the joint stage."""
+
+    def stop(trainer):
+        trainer.stop = trainer.epoch + 1 == epoch
+
+    train_here(data, tmp_path / "run", epochs=6, method={"warmup": 2}, callbacks={"on_train_epoch_end": stop})
+    assert len(results(tmp_path / "run")) == epoch
+    assert len(read_list(tmp_path / "run" / "dropped.txt")) == 6
 
 
 # From Python

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    settings = "key=value settings are handed to Ultralytics as they are"
+    settings = "key=value settings go to Ultralytics as they are, prune.key=value to the method (prune.warmup=0)"
     train = commands.add_parser("train", epilog=settings, help="train a detector and prune its training set in one run")
     _add_run_arguments(train)
     train.add_argument("--prune", type=float, metavar="SHARE", help="share of the training images to remove, 0 to 0.95")

@@ -125,6 +125,7 @@ class RunConfig(BaseModel):
 
 
 TOP_LEVEL = tuple(RunConfig.model_fields)
+_METHOD = "prune."
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -132,8 +133,9 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
 
     Args:
         source: a path, the name of a packaged run config (`yolov3-tiny`), or its content as a mapping.
-        overrides: `prune` (a share, or a mapping of method settings), any top-level key, and anything else, which
-            goes to Ultralytics. `prune` and `train` are laid over their sections key by key; None overrides nothing.
+        overrides: `prune` (a share, or a mapping of method settings), `prune.tau` and the like (one method setting),
+            any top-level key, and anything else, which goes to Ultralytics. `prune` and `train` are laid over their
+            sections key by key; None overrides nothing.
 
     Raises:
         ConfigError: the file is missing, is not YAML, is an Ultralytics architecture, or has settings that cannot be;
@@ -142,7 +144,9 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     content, origin = (dict(source), "run config") if isinstance(source, Mapping) else _read(source)
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     prune, train = given.pop("prune", {}), given.pop("train", {})
+    dotted = [key for key in given if isinstance(key, str) and key.startswith(_METHOD)]
     _lay_over(content, "prune", prune if isinstance(prune, Mapping) else {"share": prune})
+    _lay_over(content, "prune", {key.removeprefix(_METHOD): given.pop(key) for key in dotted})
     _lay_over(content, "train", train)
     _lay_over(content, "train", {key: value for key, value in given.items() if key not in TOP_LEVEL})
     content |= {key: value for key, value in given.items() if key in TOP_LEVEL}

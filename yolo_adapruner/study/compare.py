@@ -8,9 +8,9 @@ the validation images, whose other half does the choosing. Each cell of the grid
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,43 +27,8 @@ from yolo_adapruner.config import PruneConfig, RunConfig
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study.baselines import equal_updates_epochs, random_kept
-from yolo_adapruner.study.evaluate import coco_metrics, paired_difference
-
-FULL, RUN, PRUNED, RANDOM = "full", "one run", "pruned", "random"
-EPOCHS, UPDATES = "equal epochs", "equal updates"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of the grid: an arm at a share, a budget and a seed."""
-
-    arm: str
-    share: float
-    budget: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Folder name of the cell."""
-        share = f"-{self.share:g}" if self.share else ""
-        budget = "-updates" if self.budget == UPDATES else ""
-        return f"{self.arm.replace(' ', '-')}{share}{budget}-s{self.seed}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """An arm over its seeds. mAP in [0, 1]; `versus_full`, `versus_random`: paired mean difference, 95 % interval."""
-
-    arm: str
-    share: float
-    budget: str
-    images: int
-    updates: float
-    map50_95: list[float]
-    map50: list[float]
-    hours: float
-    versus_full: tuple[float, float, float] | None
-    versus_random: tuple[float, float, float] | None
+from yolo_adapruner.study.evaluate import coco_metrics
+from yolo_adapruner.study.table import EPOCHS, FULL, PRUNED, RANDOM, RUN, UPDATES, Cell, Row, summarise, table
 
 
 @dataclass(frozen=True)
@@ -76,7 +41,7 @@ class Comparison:
 
     def table(self) -> str:
         """Return the table in Markdown, in points of mAP (0 to 100)."""
-        return _table(self.rows, self.facts)
+        return table(self.rows, self.facts)
 
 
 def compare(
@@ -204,41 +169,6 @@ def _run_chain(folder: Path, chain: Sequence[Cell], config: RunConfig, base: Pat
     return results
 
 
-def summarise(done: Mapping[Cell, Mapping[str, Any]]) -> list[Row]:
-    """Return a row an arm, share and budget; differences are paired by seed."""
-    groups: dict[tuple[str, float, str], dict[int, Mapping[str, Any]]] = {}
-    for cell, figures in done.items():
-        groups.setdefault((cell.arm, cell.share, cell.budget), {})[cell.seed] = figures
-
-    def versus(key: tuple[str, float, str], other: tuple[str, float, str]) -> tuple[float, float, float] | None:
-        if key == other or other not in groups:
-            return None
-        seeds = sorted(groups[key])
-        return paired_difference(
-            [groups[key][s]["map50_95"] for s in seeds], [groups[other][s]["map50_95"] for s in seeds]
-        )
-
-    rows = []
-    for key in sorted(groups, key=lambda k: (k[1], [FULL, RUN, PRUNED, RANDOM].index(k[0]), k[2])):
-        arm, share, budget = key
-        by_seed = [groups[key][s] for s in sorted(groups[key])]
-        rows.append(
-            Row(
-                arm,
-                share,
-                budget,
-                images=by_seed[0]["images"],
-                updates=statistics.fmean(f["updates"] for f in by_seed),
-                map50_95=[f["map50_95"] for f in by_seed],
-                map50=[f["map50"] for f in by_seed],
-                hours=sum(f["hours"] for f in by_seed),
-                versus_full=versus(key, (FULL, 0.0, EPOCHS)),
-                versus_random=versus(key, (RANDOM, share, budget)) if arm == PRUNED else None,
-            )
-        )
-    return rows
-
-
 def _folder(config: RunConfig, shares: Sequence[float], seeds: int) -> Path:
     """A new numbered folder, or the named one if it holds this very comparison."""
     terms = {"config": config.model_dump(), "shares": list(shares), "seeds": seeds}
@@ -357,7 +287,7 @@ def _list_arm(folder: Path, cell: Cell, config: RunConfig, base: Path) -> tuple[
 def _save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
     content = {**result.facts, "rows": [asdict(r) for r in result.rows], "cells": list(done.values())}
     writers: dict[str, Callable[[], str]] = {
-        "compare.json": lambda: json.dumps(content, indent=2, default=str) + "\n",
+        "compare.json": lambda: json.dumps(_strict(content), indent=2, default=str, allow_nan=False) + "\n",
         "compare.md": lambda: result.table() + "\n",
     }
     for name, text in writers.items():
@@ -365,45 +295,10 @@ def _save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
             temporary.write_text(text(), encoding="utf-8")
 
 
-def _table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
-    lines = [
-        "| arm | pruned | budget | images | updates | mAP50-95 | mAP50 | minus full | minus random |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = (
-            row.arm,
-            f"{row.share:.0%}",
-            row.budget,
-            str(row.images),
-            f"{row.updates:.0f}",
-            _mean_and_spread(row.map50_95),
-            _mean_and_spread(row.map50),
-            _difference(row.versus_full),
-            _difference(row.versus_random),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    n = facts["seeds"]
-    config = facts["config"]
-    side = f", {facts['jobs']} cells side by side" if facts["jobs"] > 1 else ""
-    lines += [
-        "",
-        f"Points of mAP (0 to 100) by pycocotools on the {facts['reported_on']}; mean ± standard deviation over {n} "
-        f"seed{'s' if n > 1 else ''}; differences of mAP50-95 are paired by seed, with their 95 % t-interval. "
-        f"{config['model']} on {Path(config['data']).name}, {config['imgsz']} px, batch {config['batch']}, "
-        f"{config['epochs']} epochs; {facts['hardware']}{side}. Largest gap to Ultralytics' own mAP50-95 in a cell: "
-        f"{100 * facts['largest_gap_to_ultralytics']:.2f} points.",
-    ]
-    return "\n".join(lines)
-
-
-def _mean_and_spread(values: Sequence[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}"
-
-
-def _difference(value: tuple[float, float, float] | None) -> str:
-    if value is None:
-        return "–"
-    mean, low, high = (100 * v for v in value)
-    return f"{mean:+.1f}" if np.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _strict(value: Any) -> Any:
+    """The same with null for NaN, the bounds of an interval over one seed: strict JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

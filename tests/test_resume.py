@@ -1,0 +1,375 @@
+"""A run that was interrupted goes on where it stopped, and refuses to go on from what is not its own.
+
+Interruptions are raised where they hurt: in a batch of each stage, and between the two files an epoch is saved in.
+"""
+
+import csv
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from ultralytics.models.yolo.detect import DetectionTrainer
+
+from tests import helpers
+from tests.helpers import QUICK, read_list, results, stages, train_here, training_images
+from yolo_adapruner import AdaPruneTrainer, PruneConfig
+from yolo_adapruner.cli import main
+from yolo_adapruner.engine import state
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 6  # two of warm-up, two joint, two of fine-tune
+INTERRUPTED = "yolo-adapruner: interrupted; what is on disk can be resumed with --resume RUN"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A set of 24 images, the small architecture and a run config."""
+    home = tmp_path_factory.mktemp("home")
+    helpers.build_set(home / "set")
+    helpers.write_architecture(home / "small.yaml")
+    config = {"model": "small.yaml", "data": "set/data.yaml", "prune": {"share": 0.25, "warmup": 2}}
+    (home / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return home
+
+
+def run_words(name: str, **settings: object) -> list[str]:
+    return ["train", "run.yaml", "--name", name, *helpers.cli_words({**QUICK, "epochs": EPOCHS, **settings})]
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    """The run that nothing interrupts."""
+    with helpers.working_directory(home), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+        assert main(run_words("whole")) == 0
+    return home / "runs" / "adaprune" / "whole"
+
+
+def interrupt_in_batch(patch, epoch):
+    """Raise KeyboardInterrupt in the second batch of an epoch, counted from 1, once."""
+    original = AdaPruneTrainer.optimizer_step
+    steps = []
+
+    def step(self):
+        original(self)
+        steps.append(self.epoch + 1)
+        if steps.count(epoch) == 2:
+            raise KeyboardInterrupt
+
+    patch.setattr(AdaPruneTrainer, "optimizer_step", step)
+
+
+def interrupt_between_sidecar_and_checkpoint(patch, epoch):
+    original = DetectionTrainer.save_model
+
+    def save(self):
+        if self.epoch + 1 == epoch:
+            raise KeyboardInterrupt
+        return original(self)
+
+    patch.setattr(DetectionTrainer, "save_model", save)
+
+
+def interrupt_after_saving(patch, epoch):
+    original = AdaPruneTrainer.save_model
+
+    def save(self):
+        original(self)
+        if self.epoch + 1 == epoch:
+            raise KeyboardInterrupt
+
+    patch.setattr(AdaPruneTrainer, "save_model", save)
+
+
+@pytest.fixture(scope="module")
+def interrupted(home):
+    """A function that runs the command line in `home` up to an interruption, and returns the run folder."""
+
+    def run(name, interrupt, epoch):
+        with helpers.working_directory(home), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+            interrupt(patch, epoch)
+            assert main(run_words(name)) == 130
+        return home / "runs" / "adaprune" / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def joint(interrupted):
+    """A run interrupted in the second epoch of its joint stage. Not to be changed: copy it."""
+    return interrupted("joint", interrupt_in_batch, 4)
+
+
+def check_finished(folder):
+    assert stages(folder) == [1, 1, 2, 2, 3, 3]
+    assert [row["epoch"] for row in results(folder)] == [1, 2, 3, 4, 5, 6]
+    assert (len(read_list(folder / "kept.txt")), len(read_list(folder / "dropped.txt"))) == (18, 6)
+    assert yaml.safe_load((folder / "pruned.yaml").read_text())["train"] == str(folder / "kept.txt")
+    with (folder / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        assert {row["epochs_seen"] for row in csv.DictReader(stream)} == {"2"}  # no joint epoch is judged twice
+
+
+@pytest.mark.parametrize(
+    ("name", "interrupt", "epoch"),
+    [
+        ("in-warm-up", interrupt_in_batch, 2),
+        ("in-joint-first", interrupt_in_batch, 3),
+        ("in-joint", interrupt_in_batch, 4),
+        ("in-fine-tune-first", interrupt_in_batch, 5),
+        ("in-fine-tune", interrupt_in_batch, 6),
+        ("torn-save-in-joint", interrupt_between_sidecar_and_checkpoint, 4),
+        ("torn-save-in-fine-tune", interrupt_between_sidecar_and_checkpoint, 6),
+        ("after-joint", interrupt_after_saving, 4),
+    ],
+)
+def test_an_interrupted_run_is_finished_by_resume(
+    interrupted, whole, capsys, tmp_path, monkeypatch, name, interrupt, epoch
+):
+    folder = interrupted(name, interrupt, epoch)
+    assert capsys.readouterr().err.split("\n") == ["", INTERRUPTED, ""]
+    monkeypatch.chdir(tmp_path)  # a run knows its files from anywhere
+    assert main(["train", "--resume", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "kept 18 of 24 training images, dropped 6 (25.0%)" in out
+    check_finished(folder)
+    assert list(tmp_path.iterdir()) == []
+    if epoch > 4 or interrupt is interrupt_after_saving:  # decided before the interruption, so by the same batches
+        assert read_list(folder / "kept.txt") == read_list(whole / "kept.txt")
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_says_so(interrupted, capsys):
+    folder = interrupted("at-once", interrupt_in_batch, 1)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "has no weights/last.pt: start a new run" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_moved_is_resumed_where_it_is(joint, tmp_path):
+    folder = shutil.copytree(joint, tmp_path / "anderswo")
+    before = (joint / "weights" / "last.pt").read_bytes()
+    assert main(["train", "--resume", str(folder)]) == 0
+    check_finished(folder)
+    assert (joint / "weights" / "last.pt").read_bytes() == before
+
+
+def test_ultralytics_own_resume_takes_the_mask_along(joint, tmp_path):
+    from ultralytics import YOLO
+
+    folder = shutil.copytree(joint, tmp_path / "run")
+    kind = AdaPruneTrainer.configured(PruneConfig(share=0.25, warmup=2))
+    YOLO(str(folder / "weights" / "last.pt")).train(resume=True, trainer=kind, save_dir=str(folder))
+    check_finished(folder)
+
+
+def wait_for_epochs(process, table: Path, count: int) -> None:
+    """Wait until a run has closed so many epochs."""
+    while process.poll() is None:
+        if table.is_file() and len(table.read_text(encoding="utf-8").splitlines()) > count:
+            return
+        time.sleep(0.005)
+    out, err = process.communicate()
+    pytest.fail(f"the run ended with {process.returncode} before epoch {count}:\n{out}\n{err}")
+
+
+@pytest.mark.parametrize(("stage", "prune"), [(2, {"warmup": 1, "joint": 0.9}), (3, {"warmup": 1, "joint": 0.05})])
+def test_sigint_ends_the_command_line_with_130_and_one_line(home, tmp_path, monkeypatch, stage, prune):
+    monkeypatch.chdir(tmp_path)
+    config = {"model": str(home / "small.yaml"), "data": str(home / "set" / "data.yaml"), "prune": prune}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    process = helpers.start_cli(*run_words("r", epochs=24), cwd=tmp_path)
+    folder = tmp_path / "runs" / "adaprune" / "r"
+    wait_for_epochs(process, folder / "results.csv", 4)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.split("\n") == ["", INTERRUPTED, ""]
+    assert stages(folder)[-1] == stage
+    assert not list(folder.rglob("*.tmp"))
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert [row["epoch"] for row in results(folder)] == list(range(1, 25))
+    assert len(read_list(folder / "dropped.txt")) == round(0.1 * 24)
+
+
+# What is refused
+
+
+def torn(folder):
+    file = folder / "weights" / state.NAME
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def edited(change):
+    def edit(folder):
+        file = folder / "weights" / state.NAME
+        content = torch.load(file, weights_only=True)
+        change(content)
+        torch.save(content, file)
+
+    return edit
+
+
+def other_list(folder):
+    """The images a user took away meanwhile; the folder's own set, so that no other test misses them."""
+    config = yaml.safe_load((folder / "adaprune.yaml").read_text())
+    data = Path(config["data"])
+    root = shutil.copytree(data.parent, folder.parent / "set")
+    training_images(helpers.write_data(root / "data.yaml", root))[0].unlink()
+    config["data"] = str(root / "data.yaml")
+    (folder / "adaprune.yaml").write_text(yaml.safe_dump(config))
+
+
+def other_settings(folder):
+    file = folder / "adaprune.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["prune"] |= {"share": 0.5, "tau": 0.3}
+    file.write_text(yaml.safe_dump(config))
+
+
+class Harmful:
+    """Would run code if it were unpickled."""
+
+    def __reduce__(self):
+        return (Path("harm").touch, ())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (torn, "to be a sidecar of this package, but it cannot be read"),
+        (lambda f: (f / "weights" / state.NAME).write_bytes(b""), "but it cannot be read"),
+        (lambda f: (f / "weights" / state.NAME).write_bytes(b"no sidecar\n"), "but it cannot be read"),
+        (lambda f: torch.save(torch.zeros(3), f / "weights" / state.NAME), "but it cannot be read (Tensor)"),
+        (lambda f: torch.save({"format": 1}, f / "weights" / state.NAME), "but it cannot be read (parts are missing)"),
+        (lambda f: torch.save(Harmful(), f / "weights" / state.NAME), "but it cannot be read"),
+        (lambda f: (f / "weights" / state.NAME).unlink(), "to resume the mask from, but it is missing"),
+        (edited(lambda c: c.update(format=9)), "a sidecar of format 1, but"),
+        (edited(lambda c: c.update(images="0" * 64)), "but the list has changed (now 24 images)"),
+        (edited(lambda c: c.update(epochs={7: {}})), "to hold epoch 3, but it holds 8"),
+        (other_list, "but the list has changed (now 23 images)"),
+        (other_settings, "the settings the run was started with, but share, tau differ"),
+        (lambda f: (f / "weights" / "last.pt").write_bytes(b"torn"), "to be a checkpoint to go on from"),
+        (lambda f: (f / "weights" / "last.pt").unlink(), "it has no weights/last.pt"),
+        (lambda f: (f / "adaprune.yaml").unlink(), "it has no adaprune.yaml"),
+        (lambda f: (f / "adaprune.yaml").write_text("model: ["), "to be a readable YAML file"),
+    ],
+)
+def test_what_is_not_this_run_s_own_is_refused_in_one_line(joint, tmp_path, capsys, monkeypatch, spoil, words):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(joint, tmp_path / "run")
+    spoil(folder)
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "args.yaml"}
+    capsys.readouterr()
+    assert main(["train", "--resume", "run"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("yolo-adapruner: Expected ")
+    assert words in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path in kept} == kept
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_finished_run_is_not_resumed(whole, capsys):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert main(["train", "--resume", str(whole)]) == 2
+    err = capsys.readouterr().err
+    assert err == f"yolo-adapruner: Expected an interrupted run, but {whole} is finished: nothing to resume.\n"
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_interrupted_after_its_last_epoch_is_finished_and_has_its_files(interrupted, whole, capsys):
+    folder = interrupted("after-all", interrupt_after_saving, EPOCHS)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "is finished: nothing to resume" in capsys.readouterr().err
+    assert read_list(folder / "kept.txt") == read_list(whole / "kept.txt")
+    assert main(["export", str(folder)]) == 0
+
+
+# What Ultralytics does over again by itself
+
+
+def fail_once(patch, epoch, error):
+    """Let the loss of an epoch's second batch fail once: raise `error`, or be NaN where it is None."""
+    original = torch.nn.Module.__call__
+    state = {"batches": 0, "done": False}
+
+    def begin(trainer):
+        state["batches"] = 0
+        state["epoch"] = trainer.epoch + 1
+
+    def call(self, *args, **kwargs):
+        answer = original(self, *args, **kwargs)
+        if type(self).__name__ == "DetectionModel" and self.training and args and isinstance(args[0], dict):
+            state["batches"] += 1
+            if state["epoch"] == epoch and state["batches"] == 2 and not state["done"]:
+                state["done"] = True
+                if error is not None:
+                    raise error
+                return answer[0] * torch.nan, answer[1]
+        return answer
+
+    patch.setattr(torch.nn.Module, "__call__", call)
+    return begin
+
+
+def test_an_epoch_that_ran_out_of_memory_is_begun_again_without_mixing(home, tmp_path, monkeypatch):
+    """Ultralytics halves the batch and builds a new loader, which mixes again; the joint stage must not."""
+    from ultralytics.data.augment import Mosaic
+
+    mixed = []
+    monkeypatch.setattr(Mosaic, "get_indexes", lambda self: mixed.append(1) or [0, 1, 2])
+    begin = fail_once(monkeypatch, 1, RuntimeError("CUDA out of memory"))
+    batches = []
+    train_here(
+        home / "set" / "data.yaml",
+        tmp_path / "run",
+        method={"warmup": 0},
+        mosaic=1.0,
+        close_mosaic=1,
+        epochs=3,
+        callbacks={
+            "on_train_epoch_start": begin,
+            "on_train_batch_end": lambda t: batches.append((t.epoch + 1, len(t._batch_ids), len(mixed))),
+        },
+    )
+    assert stages(tmp_path / "run") == [2, 3, 3]
+    assert batches[0][1] == 8
+    assert [size for epoch, size, _ in batches[1:] if epoch == 1] == [4] * 6
+    assert max(count for epoch, _, count in batches if epoch == 1) == 0
+    assert len(mixed) >= 18
+    with (tmp_path / "run" / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        assert {row["epochs_seen"] for row in csv.DictReader(stream)} == {"1"}
+    assert len(read_list(tmp_path / "run" / "dropped.txt")) == 6
+
+
+@pytest.mark.parametrize("epoch", [3, 4, 5, 6])
+def test_an_epoch_whose_loss_was_nan_is_trained_again_with_the_mask_as_it_was(home, tmp_path, monkeypatch, epoch):
+    begin = fail_once(monkeypatch, epoch, None)
+    started = []
+
+    def start(trainer):
+        begin(trainer)
+        started.append((trainer.epoch + 1, int(trainer.pruner.stage)))
+
+    train_here(
+        home / "set" / "data.yaml",
+        tmp_path / "run",
+        method={"warmup": 2},
+        epochs=EPOCHS,
+        callbacks={"on_train_epoch_start": start},
+    )
+    expected = [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3)]
+    assert started == sorted([*expected, expected[epoch - 1]])
+    check_finished(tmp_path / "run")
