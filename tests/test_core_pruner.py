@@ -329,3 +329,10 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted_bit_for_bit(warmup, 
 def test_the_state_of_another_set_is_refused():
     with pytest.raises(ValueError, match="Expected the state of 11 samples, but got one of 10"):
         pruner_of(11, 30).load_state_dict(pruner_of(10, 30).state_dict())
+
+
+def test_stopped_before_anything_was_judged_it_keeps_everything():
+    pruner = Pruner(50, 2, 10, Settings(**PruneConfig(share=0.2, warmup=5).model_dump()))
+    pruner.open_epoch()
+    pruner.close_epoch(0.1)
+    assert pruner.decide().all()

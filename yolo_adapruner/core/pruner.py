@@ -172,10 +172,14 @@ class Pruner:
             self.decide()
 
     def decide(self) -> NDArray[np.bool_]:
-        """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched."""
+        """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched.
+
+        A run that was stopped before any sample was judged keeps them all: ties are no reason to drop one.
+        """
         if self._best_logits is not None:
             self.mask.logits = self._best_logits
-        self.kept = select_kept(self.mask.logits, self.settings.share, seed=self.seed)
+        share = self.settings.share if self.moments.count.any() else 0.0
+        self.kept = select_kept(self.mask.logits, share, seed=self.seed)
         self.stage = Stage.FINETUNE
         return self.kept
 

@@ -85,8 +85,8 @@ def compare(
     from yolo_adapruner.engine import runtime
     from yolo_adapruner.engine.splits import load_data
 
+    data = load_data(resolved.data)  # first: a missing data set leaves no folder behind
     folder = _folder(resolved, shares, seeds)
-    data = load_data(resolved.data)
     base, reported_on = _judge_data(folder, data, resolved.seed)
     chains = plan(shares, range(resolved.seed, resolved.seed + seeds))
     done = _run_all(folder, chains, resolved, base, jobs)
