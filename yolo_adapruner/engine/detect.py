@@ -249,9 +249,9 @@ class AdaPruneTrainer(DetectionTrainer):
     def final_eval(self) -> None:
         """Validate the best checkpoint as Ultralytics does, then write the data set that this run leaves behind."""
         super().final_eval()
-        if self.pruner is not None and self.pruner.kept is None:
-            if self.pruner.decide().all():  # stopped from outside before the joint stage ended
-                LOGGER.warning("stopped before any image was judged: nothing is pruned")
+        # Stopped from outside before the joint stage ended.
+        if self.pruner is not None and self.pruner.kept is None and self.pruner.decide().all():
+            LOGGER.warning("stopped before any image was judged: nothing is pruned")
         self._export(metrics={k: float(v) for k, v in (self.metrics or {}).items() if isinstance(v, (int, float))})
 
     def _export(self, metrics: dict[str, float] | None) -> None:
