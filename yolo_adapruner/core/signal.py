@@ -18,19 +18,25 @@ _TRIMS = 5
 def surprise(readings: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return how improbable each sample's readings are among its peers, (N,) nats >= 0; NaN with no reading.
 
-    A channel's logarithm is taken as normal around the set's median; a reading's surprise is -log P(one as high or
-    higher). A sample's surprise is the Euclidean norm over its channels: a fault usually speaks on more than one, so
-    that two that agree count for more than either, and one that is loud enough counts alone. (The largest channel
-    alone, with Sidak's correction for their number, finds fewer planted label faults.) A channel that a sample lacks,
-    such as the boxes of an image without any, counts as read at the median: no suspicion, and nothing easy about it.
+    A sample's surprise is the Euclidean norm of `channel_surprise` over its channels: a fault usually speaks on more
+    than one, so that two that agree count for more than either, and one that is loud enough counts alone. A channel
+    that a sample lacks, such as the boxes of an image without any, counts as read at the median: no suspicion, and
+    nothing easy about it.
 
     Args:
         readings: (N, C), >= 0, NaN where a sample has no such reading.
     """
-    readings = np.asarray(readings, np.float64)
-    nats = np.column_stack([-_log_tail(column) for column in readings.T])
+    nats = channel_surprise(readings)
     present = np.isfinite(nats)
     return np.where(present.any(1), np.sqrt((np.where(present, nats, np.log(2)) ** 2).sum(1)), np.nan)
+
+
+def channel_surprise(readings: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return -log P(a reading as high or higher) channel by channel, (N, C) nats >= 0; NaN where there is no reading.
+
+    A channel's logarithm is taken as normal around the set's median.
+    """
+    return np.column_stack([-_log_tail(column) for column in np.asarray(readings, np.float64).T])
 
 
 def _log_tail(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.signal import channel_surprise
 from yolo_adapruner.data.digits import FAULTS, build, load_truth
 from yolo_adapruner.data.export import Outcome, read
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from yolo_adapruner.api import prune, resolve
 
     project = Path(resolve(args.config).project).absolute()
-    rows = []
+    rows, selections = [], []
     for seed in args.seeds:
         folder = project / f"planted-s{seed}"
         root = build(project / "planted-data" / f"seed{seed}", seed=seed)
@@ -92,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = planted(outcome, root)
         assert found is not None, "a set just built has a truth file"
         rows.append((seed, found, manifest))
+        selections.append((outcome, load_truth(root)))
     versions = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items())
     text = table(rows, f"{args.config}, prune {args.prune:g}; {manifest['hardware']}; {versions}.")
+    text += "\n\n" + reading_table(selections)
     print(text)
     if args.out:
         args.out.write_text(text + "\n", encoding="utf-8")
@@ -120,6 +123,47 @@ def table(rows: Sequence[tuple[int, Planted, dict[str, Any]]], facts: str) -> st
         f"| mean | {100 * statistics.fmean(shares):.1f}{spread} % | {mean_auroc:.3f} |" + " |" * (len(kinds) + 2),
         "",
         f"Dropped of planted, by kind. {facts}",
+    ]
+    return "\n".join(lines)
+
+
+def reading_table(selections: Sequence[tuple[Outcome, dict[str, str]]]) -> str:
+    """Return the AUROC of each reading for each kind of fault against the right labels, mean over runs, in Markdown.
+
+    Args:
+        selections: a finished run's outcome and its set's truth, one a run.
+    """
+    from yolo_adapruner.engine.channels import CHANNELS
+
+    figures: dict[str, dict[str, list[float]]] = {}
+    for outcome, truth in selections:
+        kinds = np.array([truth.get(Path(path).as_posix(), "clean") for path in outcome.paths])
+        nats = channel_surprise(np.column_stack([outcome.columns[name] for name in CHANNELS]))
+        readings = {
+            **{f"{name} alone": nats[:, i] for i, name in enumerate(CHANNELS)},
+            "largest channel": np.nanmax(nats, 1),
+            "signal (norm over channels)": outcome.columns["signal"],
+            "learned logit": -outcome.columns["logit"],
+        }
+        for name, values in readings.items():
+            seen = np.nan_to_num(values, nan=float(np.nanmedian(values)))
+            for fault in FAULTS:
+                among = (kinds == fault) | ~np.isin(kinds, FAULTS)
+                figures.setdefault(name, {}).setdefault(fault, []).append(auroc(seen[among], kinds[among] == fault))
+            wrong = np.isin(kinds, FAULTS)
+            figures[name].setdefault("any fault", []).append(auroc(seen, wrong))
+            top = np.argsort(-seen, kind="stable")[: int(wrong.sum())]
+            figures[name].setdefault("hits", []).append(float(wrong[top].mean()))
+    kinds_shown = (*FAULTS, "any fault", "hits")
+    lines = [f"| reading | {' | '.join(kinds_shown)} |", "|" + "---|" * (len(kinds_shown) + 1)]
+    lines += [
+        f"| {name} | {' | '.join(f'{statistics.fmean(by_kind[kind]):.3f}' for kind in kinds_shown)} |"
+        for name, by_kind in figures.items()
+    ]
+    lines += [
+        "",
+        "AUROC of the mean reading over the joint epochs for a kind of fault against rightly labelled images; hits: "
+        "share of the planted among as many images with the highest reading.",
     ]
     return "\n".join(lines)
 
