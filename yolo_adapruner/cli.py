@@ -95,11 +95,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="run config: a YAML file, or the name of a packaged one: yolov3-tiny")
     parser.add_argument("--data", help="Ultralytics data file")
     parser.add_argument("--model", help="Ultralytics architecture or checkpoint")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--imgsz", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--device")
+    parser.add_argument("--epochs", type=int, help="epoch budget of the whole run, all stages")
+    parser.add_argument("--imgsz", type=int, help="input size in pixels")
+    parser.add_argument("--batch", type=int, help="images a batch")
+    parser.add_argument("--seed", type=int, help="seed of everything that draws")
+    parser.add_argument("--device", help="Ultralytics' device: cpu, 0, mps")
     parser.add_argument("--name", help="name of the run folder")
 
 
