@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_yolo_dataset
-from ultralytics.data.utils import check_det_dataset
+from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import runtime
@@ -34,3 +36,10 @@ def split_images(data: dict[str, Any], split: str) -> list[str]:
     with one_line_errors(str(data.get("yaml_file", "data"))):
         cfg = get_cfg(overrides={"task": "detect", "mode": "val"})
         return images.unique_paths(build_yolo_dataset(cfg, data[split], 1, data, mode="val", stride=32))
+
+
+def box_classes(paths: Sequence[str]) -> list[list[int]]:
+    """Return the classes of each image's labelled boxes, read off its label file; none where there is no file."""
+    files = [Path(file) for file in img2label_paths(list(paths))]
+    texts = [file.read_text(encoding="utf-8-sig") if file.is_file() else "" for file in files]
+    return [[int(float(line.split()[0])) for line in text.splitlines() if line.strip()] for text in texts]
