@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="yolov3-tiny")
     parser.add_argument("--prune", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
+    parser.add_argument("--epochs", type=int, help="epoch budget, in place of the run config's")
     parser.add_argument("--out", type=Path, help="write the table here as well")
     args = parser.parse_args(argv)
 
@@ -88,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = project / f"planted-s{seed}"
         root = build(project / "planted-data" / f"seed{seed}", seed=seed)
         if not (folder / "manifest.json").is_file():
-            folder = prune(args.config, data=root / "data.yaml", prune=args.prune, seed=seed, name=folder.name).folder
+            folder = prune(
+                args.config, data=root / "data.yaml", prune=args.prune, seed=seed, name=folder.name, epochs=args.epochs
+            ).folder
         manifest, outcome = read(folder)
         found = planted(outcome, root)
         assert found is not None, "a set just built has a truth file"
