@@ -102,11 +102,6 @@ class RunConfig(BaseModel):
         default_factory=dict, description="Further Ultralytics settings, handed on as they are."
     )
 
-    @field_validator("model", "data", "project", "name", mode="before")
-    @classmethod
-    def _paths_are_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
     @field_validator("train")
     @classmethod
     def _train_has_nothing_of_ours(cls, train: dict[str, Any]) -> dict[str, Any]:
