@@ -58,18 +58,32 @@ class LossTap:
         self.weights: Tensor | None = None
         self.watching = False
         self.assignment: Assignment | None = None
-        for head in _heads(criterion):
-            head.bce = _WeightedBCE(self, head.bce)
-            head.bbox_loss = _WeightedBoxLoss(self, head.bbox_loss)
+        self.anchor_weights: Tensor | None = None
         # End-to-end models mix two heads by a share that drifts over the epochs. One head only is judged, the
         # one-to-many one, which every other family has as well, so that the drift cannot move a judgement.
-        judged = _heads(criterion)[0]
-        judged.assigner = _WatchedAssigner(self, judged.assigner)
+        for i, head in enumerate(_heads(criterion)):
+            head.bce = _WeightedBCE(self, head.bce)
+            head.bbox_loss = _WeightedBoxLoss(self, head.bbox_loss)
+            head.assigner = _WatchedAssigner(self, head.assigner, judged=i == 0)
 
     def clear(self) -> None:
         """Forget the batch: stock behaviour until weights are set again."""
         self.weights = None
         self.assignment = None
+        self.anchor_weights = None
+
+    def assigned(self, seen: Assignment, judged: bool) -> None:
+        """Take a head's assignment: what each of its anchors weighs follows from it, and one head's is kept."""
+        # One weight an anchor, (B, A) or (B, 1): whoever owns its label, or its place where it has none.
+        self.anchor_weights = None if self.weights is None else self.weights[:, None]
+        if judged and self.watching:
+            self.assignment = seen
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """Return values of each anchor, (B, A, C), times what the anchor weighs; as they came without weights."""
+        if self.weights is None or self.anchor_weights is None:
+            return values
+        return values * self.anchor_weights.to(values.dtype)[..., None]
 
 
 def per_image_losses(total: Tensor, weights: Tensor) -> Tensor:
@@ -98,10 +112,6 @@ def _heads(criterion: Any) -> list[Any]:
     return heads
 
 
-def _spread(weights: Tensor, like: Tensor) -> Tensor:
-    return weights.to(like.dtype)[:, None, None]
-
-
 class _WeightedBCE:
     """Stands in for the criterion's `bce`: element losses (B, A, C) times the image's weight."""
 
@@ -109,8 +119,7 @@ class _WeightedBCE:
         self.tap, self.inner = tap, inner
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
-        loss = self.inner(pred, target)
-        return loss if self.tap.weights is None else loss * _spread(self.tap.weights, loss)
+        return self.tap.weigh(self.inner(pred, target))
 
 
 class _WeightedBoxLoss:
@@ -129,16 +138,15 @@ class _WeightedBoxLoss:
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        if self.tap.weights is not None:
-            target_scores = target_scores * _spread(self.tap.weights, target_scores)
-        return self.inner(pred_dist, pred_bboxes, anchor_points, target_bboxes, target_scores, *args, **kwargs)
+        scores = self.tap.weigh(target_scores)
+        return self.inner(pred_dist, pred_bboxes, anchor_points, target_bboxes, scores, *args, **kwargs)
 
 
 class _WatchedAssigner:
-    """Stands in for the assigner and keeps what it saw and answered, detached, for one batch."""
+    """Stands in for the assigner and tells the tap what it saw and answered, detached."""
 
-    def __init__(self, tap: LossTap, inner: Any) -> None:
-        self.tap, self.inner = tap, inner
+    def __init__(self, tap: LossTap, inner: Any, judged: bool) -> None:
+        self.tap, self.inner, self.judged = tap, inner, judged
 
     def __call__(
         self,
@@ -151,11 +159,12 @@ class _WatchedAssigner:
         **extra: Tensor,
     ) -> tuple[Tensor, ...]:
         answer = self.inner(scores, boxes, anchors, gt_labels, gt_boxes, gt_valid, **extra)
-        if self.tap.watching:
+        if self.tap.watching or self.tap.weights is not None:
             _, _, _, foreground, gt_index = answer
-            self.tap.assignment = Assignment(
+            seen = Assignment(
                 scores.detach(), boxes.detach(), gt_labels, gt_boxes, gt_valid.bool(), foreground, gt_index.long()
             )
+            self.tap.assigned(seen, self.judged)
         return answer
 
     def __getattr__(self, name: str) -> Any:

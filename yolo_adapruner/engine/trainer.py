@@ -1,0 +1,287 @@
+"""What each of our trainers adds to Ultralytics' own: hooks where a stage begins, a batch is weighted, an epoch closed.
+
+What an image deserves is decided in `core`; this class only carries batches there and weights back.
+"""
+
+from __future__ import annotations
+
+import time
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER
+from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
+
+from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.core.pruner import Pruner, Settings, Stage
+from yolo_adapruner.core.selection import drop_count
+from yolo_adapruner.data import export
+from yolo_adapruner.engine import dataset as images
+from yolo_adapruner.engine import runtime, state
+from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
+from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.trouble import one_line
+from yolo_adapruner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+METRIC = "metrics/mAP50-95(B)"
+_HEADS = ("Detect", "v10Detect")
+
+
+class AdaPruneMixin(BaseTrainer):
+    """The mask's part of a trainer; stands before an Ultralytics trainer among the bases of a class.
+
+    Attributes:
+        prune_config: settings of the method, one for the class; `configured` makes a class with others.
+        pruner: mask, controller and record, from the start of training on; None at share 0.
+        paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
+        updates: optimizer steps taken since this process began.
+    """
+
+    prune_config: ClassVar[PruneConfig] = PruneConfig()
+    train_loader: Any
+
+    @classmethod
+    def configured(cls, config: PruneConfig) -> type[Self]:
+        """Return this trainer with other settings, as a class of the same name that Ultralytics can be handed."""
+        return type(
+            cls.__name__, (cls,), {"prune_config": config, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        )
+
+    def __init__(
+        self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
+    ) -> None:
+        runtime.offer_font()
+        self.pruner: Pruner | None = None
+        self.paths: list[str] = []
+        self.updates = 0
+        self._kept_dataset: Any = None
+        super().__init__(cfg, overrides, _callbacks)
+        runtime.use_all_cores()
+
+    # ---- set-up -------------------------------------------------------------------------------------------------
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
+        super().check_resume(overrides)
+        _refuse_unsupported(self.args)
+
+    def setup_model(self) -> Any:
+        """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""
+        try:
+            return super().setup_model()
+        except ConfigError:
+            raise
+        except Exception as error:  # a broken file fails in ways of its own
+            raise ConfigError(
+                f"Expected an Ultralytics architecture or checkpoint as model, but {self.args.model} is none: "
+                f"{one_line(error)}"
+            ) from error
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """Build the model as Ultralytics does, and refuse one that is no plain detector."""
+        model = super().get_model(cfg, weights, verbose)
+        head = type(model.model[-1]).__name__
+        if head not in _HEADS:
+            raise ConfigError(
+                f"Expected a model with a detection head ({' or '.join(_HEADS)}), but its last layer is {head}: choose "
+                "a detection model such as yolov3-tiny.yaml, yolov8n.yaml, yolo11n.yaml or yolo26n.yaml."
+            )
+        return model
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        train_set = self.train_loader.dataset
+        self.paths = images.unique_paths(train_set)
+        self.skipped = images.skipped_paths(train_set)
+        self._ids = {path: i for i, path in enumerate(self.paths)}
+        self.boxes = images.box_counts(train_set, self.paths)
+        if not any(self.boxes):
+            raise DataError(
+                f"Expected training images with labelled boxes, but none of the {len(self.paths)} images of "
+                f"{self.args.data} has one: check that the labels folder mirrors the images folder."
+            )
+        if self.skipped:
+            LOGGER.warning(
+                f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
+                f"the first: {self.skipped[0]}"
+            )
+        share = self.prune_config.share
+        if share == 0:
+            LOGGER.info("prune 0: nothing will be pruned, this is stock training")
+            return
+        left = len(self.paths) - drop_count(len(self.paths), share)
+        if left < self.batch_size:
+            raise ConfigError(
+                f"Expected at least one batch of images to be left, but prune {share:g} of {len(self.paths)} images "
+                f"leaves {left} with batch {self.batch_size}: prune less or take a smaller batch."
+            )
+        if left % self.batch_size == 1 and self.args.imgsz < 2 * self.stride:  # upstream checks all the images alone
+            raise ConfigError(
+                f"Expected batches of two images or more at imgsz {self.args.imgsz}, for batch normalisation, but the "
+                f"last of the {left} images that prune {share:g} leaves stands alone with batch {self.batch_size}: "
+                "change batch, imgsz or prune."
+            )
+        if left == len(self.paths):
+            LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
+        self.pruner = Pruner(
+            len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
+        )
+        self._entered: tuple[Stage, Any] | None = None
+        model = unwrap_model(self.model)
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()
+        self._tap = LossTap(model.criterion)
+        if self.resume:
+            self._restore(self.start_epoch - 1)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Return the kept images once the mask is decided, and Ultralytics' own data set otherwise."""
+        if mode == "train" and self._kept_dataset is not None:
+            return self._kept_dataset
+        with runtime.one_at_a_time(self.data["path"]):
+            return super().build_dataset(img_path, mode, batch)
+
+    # ---- an epoch -----------------------------------------------------------------------------------------------
+
+    def run_callbacks(self, event: str) -> None:
+        """Do our part of an event, then run the registered callbacks."""
+        if self.pruner is not None:
+            if event == "on_train_epoch_start":
+                self._open_epoch(self.pruner)
+            elif event == "on_train_batch_end":
+                self._observe_batch(self.pruner)
+        super().run_callbacks(event)
+
+    def _open_epoch(self, pruner: Pruner) -> None:
+        # Another loader in the same stage: upstream builds a new one when memory ran out.
+        if (pruner.stage, self.train_loader) != self._entered:
+            self._enter(pruner)
+        pruner.open_epoch()
+        weights = pruner.weights()
+        self._weights = None if weights is None else torch.from_numpy(weights).to(self.device)
+        self._readings: list[np.ndarray[Any, Any]] = []
+        self._tap.watching = pruner.stage is not Stage.FINETUNE
+        if pruner.stage is not Stage.FINETUNE:
+            self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
+
+    def _enter(self, pruner: Pruner) -> None:
+        """Make the loader fit the stage: mixing off in the joint stage, only kept images in the fine-tune stage."""
+        if pruner.stage is Stage.JOINT and images.mixes(self.args):
+            images.set_mixing(self.train_loader.dataset, self.args, on=False)
+            self.train_loader.reset()
+        elif pruner.stage is Stage.FINETUNE and pruner.kept is not None:
+            keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
+            full = self.train_loader.dataset
+            self._kept_dataset = images.subset(full, keep, self.args)
+            if self.epoch >= self.epochs - self.args.close_mosaic:
+                images.set_mixing(self._kept_dataset, self.args, on=False)
+            self.train_loader.close()
+            self.train_loader = self.get_dataloader(
+                self.data["train"], batch_size=self.batch_size, rank=LOCAL_RANK, mode="train"
+            )
+        self._entered = pruner.stage, self.train_loader
+        name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
+        LOGGER.info(f"stage {int(pruner.stage)}: {name[pruner.stage]} {len(self.train_loader.dataset)} images")
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Do Ultralytics' own, and set each image's weight for the loss that follows."""
+        batch = super().preprocess_batch(batch)
+        if self.pruner is not None:
+            self._batch_ids = [self._ids[images.identity(f)] for f in batch["im_file"]]
+            self._tap.weights = None if self._weights is None else self._weights[self._batch_ids]
+        return batch
+
+    def optimizer_step(self) -> None:
+        """Do Ultralytics' own step and count it; comparisons at equal updates need the number."""
+        super().optimizer_step()
+        self.updates += 1
+
+    def _observe_batch(self, pruner: Pruner) -> None:
+        if self._tap.assignment is not None:
+            readings = detection_channels(self._tap.assignment).cpu().numpy()
+            pruner.observe(np.asarray(self._batch_ids), readings)
+            self._readings.append(readings)
+        self._tap.clear()
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Close the epoch, and write its line of results.csv with the controller's columns."""
+        if self.pruner is not None:
+            iou, probability = fit(np.concatenate(self._readings)) if self._readings else (0.0, 0.0)
+            works = min(iou, probability) >= self.prune_config.warmup_fit
+            ran = self.pruner.close_epoch(self.metrics[METRIC], works=works)
+            own = {**ran, "iou": iou, "probability": probability}
+            metrics = {**metrics, **{f"prune/{key}": value for key, value in own.items()}}
+        super().save_metrics(metrics)
+
+    # ---- what is left behind ------------------------------------------------------------------------------------
+
+    def save_model(self) -> bool:
+        """Write the sidecar, then Ultralytics' checkpoint, then the kept and dropped lists once they are decided."""
+        if self.pruner is not None:
+            state.write(self.wdir, self.epoch, self.pruner, self.paths, self.prune_config)
+        saved = super().save_model()
+        if self.pruner is not None and self.pruner.kept is not None and self._kept_dataset is None:
+            self._export(metrics=None)
+        return saved
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        super()._load_checkpoint_state(ckpt)
+        if self.pruner is not None:  # NaN recovery; on resume there is no pruner yet
+            self._restore(ckpt["epoch"])
+
+    def _restore(self, epoch: int) -> None:
+        assert self.pruner is not None
+        self.pruner.load_state_dict(state.read(self.wdir, epoch, self.paths, self.prune_config))
+
+    def final_eval(self) -> None:
+        """Validate the best checkpoint as Ultralytics does, then write the data set that this run leaves behind."""
+        super().final_eval()
+        # Stopped from outside before the joint stage ended.
+        if self.pruner is not None and self.pruner.kept is None and self.pruner.decide().all():
+            LOGGER.warning("stopped before any image was judged: nothing is pruned")
+        self._export(metrics={k: float(v) for k, v in (self.metrics or {}).items() if isinstance(v, (int, float))})
+
+    def _export(self, metrics: dict[str, float] | None) -> None:
+        outcome = export.Outcome.of(self.pruner, self.paths, self.boxes, CHANNELS, self.prune_config.share)
+        manifest = {
+            "versions": runtime.versions(),
+            "hardware": runtime.hardware(self.device),
+            "seed": self.args.seed,
+            "prune": self.prune_config.model_dump(),
+            "train": {k: v for k, v in vars(self.args).items() if k != "save_dir"},
+            "skipped": self.skipped,
+            "best_validation": metrics,
+            "seconds": round(time.time() - self.train_time_start, 1),
+            "updates": self.updates,
+        }
+        export.write(
+            Path(self.save_dir), outcome, source=Path(self.data["yaml_file"]), data=copy(self.data), manifest=manifest
+        )
+
+
+def _refuse_unsupported(args: Any) -> None:
+    if args.task != "detect":
+        raise ConfigError(
+            f"Expected a detection model, but task is {args.task}: choose a detection model such as yolov3-tiny.yaml."
+        )
+    if not args.val:
+        raise ConfigError("Expected validation after each epoch, but got val=False: the controller steers by it.")
+    if args.time:
+        raise ConfigError(f"Expected a budget in epochs, but got time={args.time}: set epochs instead.")
+    device = parse_device(args.device)
+    if "," in device:
+        raise ConfigError(f"Expected one device, but got device={device}: pruning runs on one device so far.")
+    try:
+        select_device(device, verbose=False)
+    except ValueError:
+        raise ConfigError(
+            f"Expected a device of this machine, but got device={device}: it has cpu and {torch.cuda.device_count()} "
+            "CUDA devices. Name one of them, or none to let Ultralytics pick."
+        ) from None
