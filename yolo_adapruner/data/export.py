@@ -21,7 +21,7 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from yolo_adapruner.core.selection import select_kept
+from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -39,7 +39,17 @@ class Outcome:
     Attributes:
         paths: absolute image paths, sorted.
         kept: (N,) bool.
-        columns: the remaining columns of scores.csv, name -> (N,) array, in their order.
+        columns: the remaining columns of scores.csv, name -> (N,) array, in their order. `Outcome.of` gives them:
+
+            - weight: sigmoid(s_end * logit), [0, 1]; logit: the score, what images are ranked by. Both NaN for an image
+              that the joint stage never saw: it has no score, and goes after all that have one.
+            - signal: nats >= 0, what the image is judged by, from its mean readings over the joint stage; signal_mean,
+              signal_spread: mean and standard deviation of one epoch's; then the mean of each reading. NaN where an
+              image gives none.
+            - epochs_seen: joint epochs that saw the image.
+            - seen: the pixels it was judged on in them, in whole views: 2.5 is as many as two and a half full network
+              inputs. A score from less than one view rests on little.
+            - boxes: labelled boxes.
     """
 
     paths: Sequence[str]
@@ -56,7 +66,7 @@ class Outcome:
             nan = np.full(n, np.nan)
             names = ("logit", "signal", "signal_mean", "signal_spread", *channels)
             columns = {"weight": np.ones(n), **dict.fromkeys(names, nan)}
-            kept, seen = np.ones(n, bool), np.zeros(n, np.int64)
+            kept, epochs, seen = np.ones(n, bool), np.zeros(n, np.int64), np.zeros(n)
         else:
             if pruner.kept is None:
                 raise RunError("Expected a run whose mask is decided, but it stopped before the joint stage ended.")
@@ -69,8 +79,9 @@ class Outcome:
                 "signal_spread": spread[:, -1],
                 **{name: mean[:, i] for i, name in enumerate(channels)},
             }
-            kept, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64)
-        return cls(paths, kept, {**columns, "epochs_seen": seen, "boxes": np.asarray(boxes, np.int64)})
+            kept, epochs, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64), pruner.seen
+        tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}
+        return cls(paths, kept, {**columns, **tail})
 
 
 def write(
@@ -125,14 +136,14 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
             raise ConfigError(f"Expected a prune share from 0 to 0.95, but got {share:g}.")
     manifest, outcome = read(folder)
     logits, learned = outcome.columns["logit"], manifest["prune"]["share"]
-    if shares and not np.isfinite(logits).all():
-        raise RunError(
-            f"Expected a run that scored its images, but {folder} was run with prune 0: run it with a share."
-        )
+    if shares and not np.isfinite(logits).any():
+        reason = "stopped before it judged any: start anew" if learned else "was run with prune 0: run it with a share"
+        raise RunError(f"Expected a run that scored its images, but {folder} {reason}.")
     try:
         written = [_write_files(folder, outcome, manifest["data"])]
         for share in shares:
-            part = Outcome(outcome.paths, select_kept(logits, share, seed=manifest["seed"]), outcome.columns)
+            kept = select_kept(unknown_last(logits), share, seed=manifest["seed"])
+            part = Outcome(outcome.paths, kept, outcome.columns)
             note = "" if share == learned else f" Extrapolated: the mask was learned for prune {learned:g}."
             target = folder / f"prune-{share:g}"
             target.mkdir(exist_ok=True)

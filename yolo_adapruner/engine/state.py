@@ -21,7 +21,7 @@ from yolo_adapruner.data.export import hash_paths, replace_file
 from yolo_adapruner.errors import RunError
 
 NAME = "adaprune.pt"
-_FORMAT = 1
+_FORMAT = 2  # 1 knew no areas
 
 
 def write(folder: Path, epoch: int, pruner: Pruner, paths: Sequence[str], config: PruneConfig) -> None:
