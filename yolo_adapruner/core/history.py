@@ -30,6 +30,11 @@ class EpochRecord:
         np.add.at(self._sum, ids, np.where(seen, values, 0.0))
         np.add.at(self._count, ids, seen)
 
+    @property
+    def totals(self) -> tuple[NDArray[Any], ...]:
+        """The sums behind the means, sample by sample; where several processes share an epoch, theirs are added up."""
+        return self._sum, self._count
+
     def means(self) -> NDArray[np.float64]:
         """Return the epoch's mean reading of each sample, (N, C), NaN where there was none."""
         return np.where(self._count > 0, self._sum / np.maximum(self._count, 1), np.nan)

@@ -105,6 +105,17 @@ class Pruner:
         """Number of samples."""
         return len(self.mask)
 
+    @property
+    def record(self) -> EpochRecord:
+        """What was read in the epoch that is open.
+
+        Raises:
+            RuntimeError: none is.
+        """
+        if self._record is None:
+            raise RuntimeError("observe() or close_epoch() before open_epoch()")
+        return self._record
+
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
@@ -115,9 +126,7 @@ class Pruner:
 
     def observe(self, ids: NDArray[np.integer], readings: NDArray[np.floating]) -> None:
         """Note a batch: ids (B,), readings (B, C), NaN where a sample gives none."""
-        if self._record is None:
-            raise RuntimeError("observe() before open_epoch()")
-        self._record.add(ids, readings)
+        self.record.add(ids, readings)
 
     def close_epoch(self, metric: float, *, works: bool = False) -> dict[str, float]:
         """End the epoch: move the mask, let the controller step, change stage when it is time.
@@ -147,8 +156,7 @@ class Pruner:
             self.state = controller.start(self.schedule, metric)
 
     def _close_joint(self, metric: float) -> None:
-        assert self._record is not None, "close_epoch() before open_epoch()"
-        readings = self._record.means()
+        readings = self.record.means()
         self.moments.add(np.column_stack((readings, surprise(readings))))
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         self.signal = surprise(self.moments.means[:, :-1])
@@ -156,8 +164,10 @@ class Pruner:
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         neutral = float(np.nanquantile(f, 1 - self.settings.share)) if np.isfinite(f).any() else 0.0
+        # Who was not seen in this epoch is not moved again by what earlier ones said.
+        seen = np.isfinite(readings).any(1)
         self.mask.update(
-            f,
+            np.where(seen, f, np.nan),
             neutral=neutral,
             lam=self.state.lam,
             target=self.state.target,
