@@ -417,7 +417,8 @@ def test_a_folder_that_was_there_before_stays(home, capsys):
     [
         ("val=False", "Expected validation after each epoch, but got val=False"),
         ("time=1", "Expected a budget in epochs, but got time=1"),
-        ("device=0,1", "Expected one device, but got device=0,1"),
+        ("device=98,99", "Expected a device of this machine, but got device=98,99"),
+        ("amp=bf16", "Expected a CUDA device that computes in bfloat16 for amp=bf16, but cpu is none"),
         ("device=99", "Expected a device of this machine, but got device=99"),
         ("device=quatsch", "Expected a device of this machine, but got device=quatsch"),
     ],

@@ -97,9 +97,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="Ultralytics architecture or checkpoint")
     parser.add_argument("--epochs", type=int, help="epoch budget of the whole run, all stages")
     parser.add_argument("--imgsz", type=int, help="input size in pixels")
-    parser.add_argument("--batch", type=int, help="images a batch")
+    parser.add_argument("--batch", type=_number, help="images a batch; -1 has Ultralytics find one on a GPU")
     parser.add_argument("--seed", type=int, help="seed of everything that draws")
-    parser.add_argument("--device", help="Ultralytics' device: cpu, 0, mps")
+    parser.add_argument("--device", help="Ultralytics' device: cpu, 0, mps; 0,1 trains on both")
     parser.add_argument("--name", help="name of the run folder")
 
 
@@ -112,6 +112,10 @@ class _Shares(argparse.Action):
             parser.error(f"argument --prune: expected one or more shares, but got {values[0]!r}")
         setattr(namespace, self.dest, [float(share) for share in shares])
         namespace.words = values[len(shares) :]
+
+
+def _number(word: str) -> int | float:
+    return int(word) if word.lstrip("+-").isdecimal() else float(word)
 
 
 def _is_number(word: str) -> bool:

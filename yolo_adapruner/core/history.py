@@ -52,6 +52,11 @@ class EpochRecord:
         np.add.at(self._weight, ids, seen * weight[:, None])
         np.add.at(self.area, ids, seen.any(1) * weight)
 
+    @property
+    def totals(self) -> tuple[NDArray[Any], ...]:
+        """The sums behind the means, sample by sample; where several processes share an epoch, theirs are added up."""
+        return self._sum, self._weight, self.area
+
     def means(self) -> NDArray[np.float64]:
         """Return the epoch's mean reading of each sample by area, (N, C), NaN where there was none."""
         seen = self._weight > 0

@@ -108,6 +108,17 @@ class Pruner:
         """Number of samples."""
         return len(self.mask)
 
+    @property
+    def record(self) -> EpochRecord:
+        """What was read in the epoch that is open.
+
+        Raises:
+            RuntimeError: none is.
+        """
+        if self._record is None:
+            raise RuntimeError("observe() or close_epoch() before open_epoch()")
+        return self._record
+
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
@@ -131,9 +142,7 @@ class Pruner:
         Raises:
             ValueError: an area is negative or no number, or there is not one for each of `ids`.
         """
-        if self._record is None:
-            raise RuntimeError("observe() before open_epoch()")
-        self._record.add(ids, readings, area)
+        self.record.add(ids, readings, area)
 
     def close_epoch(self, metric: float, *, works: bool = False) -> dict[str, float]:
         """End the epoch: move the mask, let the controller step, change stage when it is time.
@@ -163,12 +172,11 @@ class Pruner:
             self.state = controller.start(self.schedule, metric)
 
     def _close_joint(self, metric: float) -> None:
-        assert self._record is not None, "close_epoch() before open_epoch()"
-        readings = self._record.means()
+        readings = self.record.means()
         # More than a whole view makes an epoch no surer: what is left between epochs is the model's, not the crop's.
-        evidence = np.minimum(self._record.area, 1)
+        evidence = np.minimum(self.record.area, 1)
         self.moments.add(np.column_stack((readings, surprise(readings))), evidence)
-        self.seen += self._record.area
+        self.seen += self.record.area
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         self.signal = surprise(self.moments.means[:, :-1])
         f = pressure(sample_loss(self.signal, self.settings.tau))

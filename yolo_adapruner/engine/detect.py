@@ -17,8 +17,8 @@ class AdaPruneTrainer(AdaPruneMixin, DetectionTrainer):
     `AdaPruneMixin`.
 
     Raises:
-        ConfigError: several devices, a task other than detection, `val=False`, `time=`, or a share that leaves fewer
-            images than a batch.
+        ConfigError: a task other than detection, `val=False`, `time=`, fewer images a batch than devices, or a share
+            that leaves fewer images than a batch.
         DataError: no training image has a box.
         RunError: a resume whose images or settings differ from the interrupted run's.
     """

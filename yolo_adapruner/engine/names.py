@@ -15,6 +15,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
 from yolo_adapruner import resources
 from yolo_adapruner.config import RunConfig
+from yolo_adapruner.engine import runtime
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -38,7 +39,7 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
     cuda = torch.cuda.is_available() and str(config.device).lower() != "cpu"
     if cuda and "amp" not in config.train:
         # Upstream's check of fp16 loads weights from the network; bf16 needs no check.
-        args["amp"] = "bf16" if torch.cuda.is_bf16_supported() else False
+        args["amp"] = "bf16" if runtime.native_bf16("cuda") else False
     if isinstance(args.get("pretrained"), str):
         args["pretrained"] = _resolve_checkpoint(args["pretrained"])
     args = {k: v for k, v in args.items() if v is not None}

@@ -38,6 +38,14 @@ def use_all_cores(threads: int | None = None) -> int:
     return count
 
 
+def native_bf16(device: torch.device | str) -> bool:
+    """Whether Ultralytics trains in bfloat16 on this device; torch also calls an emulation of it supported."""
+    device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
+
+
 @contextmanager
 def one_at_a_time(place: str | Path) -> Iterator[None]:
     """Let one process of this user at a time do what concerns `place`; others wait.
