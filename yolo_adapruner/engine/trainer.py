@@ -21,7 +21,7 @@ from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import runtime, state
+from yolo_adapruner.engine import heads, runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.trouble import one_line
@@ -30,21 +30,20 @@ from yolo_adapruner.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-METRIC = "metrics/mAP50-95(B)"
-_HEADS = ("Detect", "v10Detect")
-
 
 class AdaPruneMixin(BaseTrainer):
     """The mask's part of a trainer; stands before an Ultralytics trainer among the bases of a class.
 
     Attributes:
         prune_config: settings of the method, one for the class; `configured` makes a class with others.
+        task: what it trains for, a key of `heads.TASKS`; one for the class.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
         updates: optimizer steps taken since this process began.
     """
 
     prune_config: ClassVar[PruneConfig] = PruneConfig()
+    task: ClassVar[str] = "detect"
     train_loader: Any
 
     @classmethod
@@ -70,7 +69,7 @@ class AdaPruneMixin(BaseTrainer):
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
         super().check_resume(overrides)
-        _refuse_unsupported(self.args)
+        _refuse_unsupported(self.args, self.task)
 
     def setup_model(self) -> Any:
         """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""
@@ -85,14 +84,10 @@ class AdaPruneMixin(BaseTrainer):
             ) from error
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-        """Build the model as Ultralytics does, and refuse one that is no plain detector."""
+        """Build the model as Ultralytics does, and refuse one that is not plainly of this trainer's task."""
         model = super().get_model(cfg, weights, verbose)
-        head = type(model.model[-1]).__name__
-        if head not in _HEADS:
-            raise ConfigError(
-                f"Expected a model with a detection head ({' or '.join(_HEADS)}), but its last layer is {head}: choose "
-                "a detection model such as yolov3-tiny.yaml, yolov8n.yaml, yolo11n.yaml or yolo26n.yaml."
-            )
+        given = heads.task_of_head(type(model.model[-1]).__name__, self.args.model)
+        heads.refuse_other_task(self.task, given, self.args.model)
         return model
 
     def _setup_train(self) -> None:
@@ -215,7 +210,7 @@ class AdaPruneMixin(BaseTrainer):
         if self.pruner is not None:
             iou, probability = fit(np.concatenate(self._readings)) if self._readings else (0.0, 0.0)
             works = min(iou, probability) >= self.prune_config.warmup_fit
-            ran = self.pruner.close_epoch(self.metrics[METRIC], works=works)
+            ran = self.pruner.close_epoch(self.metrics[heads.TASKS[self.task].metric], works=works)
             own = {**ran, "iou": iou, "probability": probability}
             metrics = {**metrics, **{f"prune/{key}": value for key, value in own.items()}}
         super().save_metrics(metrics)
@@ -266,11 +261,10 @@ class AdaPruneMixin(BaseTrainer):
         )
 
 
-def _refuse_unsupported(args: Any) -> None:
-    if args.task != "detect":
-        raise ConfigError(
-            f"Expected a detection model, but task is {args.task}: choose a detection model such as yolov3-tiny.yaml."
-        )
+def _refuse_unsupported(args: Any, task: str) -> None:
+    heads.refuse_combinations(args)
+    heads.refuse_other_task(task, heads.task_of(str(args.model)), args.model)
+    heads.refuse_other_task(task, args.task, f"task={args.task}")
     if not args.val:
         raise ConfigError("Expected validation after each epoch, but got val=False: the controller steers by it.")
     if args.time:
