@@ -350,6 +350,20 @@ def test_a_batch_without_objects(task, letter, models, batches):
     torch.testing.assert_close(shares.double().sum(1).float(), terms, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.task != "detect"], ids=lambda family: family.name)
+def test_half_precision(family, models, batches):
+    """Under autocast as well: a weight must not change the type a term is computed in."""
+    model, batch = models(family), batches(family.task)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stock, _ = loss_of(model, batch, tap=None)
+        loss, _ = loss_of(model, batch, torch.ones(B))
+        terms, shares = shares_of(model, batch, torch.ones(B))
+    assert torch.equal(loss, stock)
+    expected, found = gradients(model, stock), gradients(model, loss)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    torch.testing.assert_close(shares.double().sum(1).float(), terms, rtol=1e-2, atol=0)
+
+
 def test_a_likelihood_below_0_is_no_image_s(models, batches):
     """26-pose cuts it off after the mean, so below 0 no image has a share of it, in stock training neither."""
     family = next(f for f in FAMILIES if f.name == "yolo26n-pose")
@@ -532,6 +546,37 @@ def test_an_interrupted_run_goes_on_as_the_task_it_was(tmp_path, monkeypatch):
     assert (result.total, result.kept) == (8, 6)
     assert len(helpers.results(result.folder)) == 4
     check_folder(result.folder, "obb", data, dropped=2)
+
+
+@pytest.mark.slow
+def test_several_folders_in_one_data_file(tmp_path):
+    """What is left of list-valued data: one run over all of them, one list of those kept."""
+    for name in ("a", "b"):
+        helpers.build_set(tmp_path / name, train=6, val=2, empty=1, seed=ord(name))
+    folders = [f"{name}/images/train" for name in ("a", "b")]
+    data = helpers.write_data(tmp_path / "both.yaml", tmp_path, train=folders, val="a/images/val")
+    trainer = helpers.train_here(data, tmp_path / "run", method={"warmup": 0}, epochs=2, batch=4)
+    assert trainer.paths == [str(tmp_path / folder / f"{i:03}.png") for folder in folders for i in range(6)]
+    assert len(helpers.read_list(tmp_path / "run" / "kept.txt")) == 9
+
+
+@pytest.mark.slow
+def test_from_python_a_list_of_data_files_is_a_run_each(tmp_path):
+    from ultralytics import YOLO
+
+    from yolo_adapruner import AdaPruneTrainer, PruneConfig
+
+    sets = [helpers.build_set(tmp_path / name, train=8, val=2, empty=1, seed=ord(name)) for name in ("a", "b")]
+    model = YOLO(str(helpers.write_architecture(tmp_path / "small.yaml")))
+    kind = AdaPruneTrainer.configured(PruneConfig(share=0.25, warmup=0))
+    settings = {**helpers.QUICK, "epochs": 2, "batch": 4, "project": str(tmp_path / "runs")}
+    model.train(trainer=kind, data=[str(data) for data in sets], **settings)
+    for data in sets:
+        folder = tmp_path / "runs" / "multitrain" / data.parent.name
+        images = {str(path) for path in helpers.training_images(data)}
+        kept = helpers.read_list(folder / "kept.txt")
+        assert len(kept) == 6
+        assert set(kept) < images
 
 
 # The table in the docs

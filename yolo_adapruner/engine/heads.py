@@ -62,18 +62,18 @@ Upstream names its own so, and tells the task of a file that it cannot open by i
 """
 
 
-def task_of(model: str) -> str:
+def task_of(model: str, otherwise: str = "detect") -> str:
     """Return the task a model is for: detect, segment, pose or obb.
 
     Args:
-        model: an architecture or checkpoint as `names` resolves it. What cannot be read counts as a detector; building
-            it says what is wrong.
+        model: an architecture or checkpoint as `names` resolves it.
+        otherwise: the answer for one that cannot be read or is not here yet; building it says what is wrong.
 
     Raises:
         ConfigError: the mask cannot be trained with such a model; the line names its kind.
     """
     head = _head_of(model)
-    return "detect" if head is None else task_of_head(head, model)
+    return otherwise if head is None else task_of_head(head, model)
 
 
 def task_of_head(head: str, model: object) -> str:

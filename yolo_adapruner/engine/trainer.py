@@ -263,7 +263,7 @@ class AdaPruneMixin(BaseTrainer):
 
 def _refuse_unsupported(args: Any, task: str) -> None:
     heads.refuse_combinations(args)
-    heads.refuse_other_task(task, heads.task_of(str(args.model)), args.model)
+    heads.refuse_other_task(task, heads.task_of(str(args.model), task), args.model)
     heads.refuse_other_task(task, args.task, f"task={args.task}")
     if not args.val:
         raise ConfigError("Expected validation after each epoch, but got val=False: the controller steers by it.")
