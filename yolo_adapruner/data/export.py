@@ -229,8 +229,10 @@ def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: 
         f"kept by yolo-adapruner.{note}\n"
     )
     body = {"path": data["path"], "train": os.path.abspath(folder / "kept.txt"), **data["rest"]}
-    if isinstance(body.get("names"), dict):  # JSON has no keys but strings
-        body["names"] = {int(k) if k.isdecimal() else k: v for k, v in body["names"].items()}
+    # JSON has no keys but strings; these two have class ids.
+    for key in ("names", "kpt_names"):
+        if isinstance(body.get(key), dict):
+            body[key] = {int(k) if k.isdecimal() else k: v for k, v in body[key].items()}
     pruned = folder / "pruned.yaml"
     _write_text(pruned, head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
     return pruned

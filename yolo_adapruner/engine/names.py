@@ -15,7 +15,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
 from yolo_adapruner import resources
 from yolo_adapruner.config import RunConfig
-from yolo_adapruner.engine import runtime
+from yolo_adapruner.engine import heads, runtime
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -24,12 +24,16 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
     """Return the settings Ultralytics is handed, with names resolved.
 
     Raises:
-        ConfigError: `train:` holds what Ultralytics does not know or cannot take.
+        ConfigError: `train:` holds what Ultralytics does not know or cannot take, or what the mask cannot be combined
+            with; or there is no such model, or none for a task of ours.
     """
+    model = _resolve_model(config.model)
+    task = heads.task_of(model)
+    heads.refuse_other_task(task, config.train.get("task") or task, f"task={config.train.get('task')}")
     args: dict[str, Any] = {
-        "task": "detect",
+        "task": task,
         "mode": "train",
-        "model": _resolve_model(config.model),
+        "model": model,
         "data": resolve_data(config.data),
         "project": str(Path(config.project).absolute()),
         "name": config.name,
@@ -44,10 +48,20 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
         args["pretrained"] = _resolve_checkpoint(args["pretrained"])
     args = {k: v for k, v in args.items() if v is not None}
     try:
-        get_cfg(overrides=args)
+        settings = get_cfg(overrides=args)
     except (SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f"Expected Ultralytics settings under train:, but {one_line(error)}") from None
+    heads.refuse_combinations(settings)
     return args
+
+
+def task_of(config: RunConfig) -> str:
+    """Return the task of a run config's model, a key of `heads.TASKS`.
+
+    Raises:
+        ConfigError: there is no such model, or none for a task of ours.
+    """
+    return heads.task_of(_resolve_model(config.model))
 
 
 def resolve_data(data: str) -> str:

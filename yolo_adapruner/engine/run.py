@@ -21,8 +21,10 @@ from yolo_adapruner import config as run_config
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
-from yolo_adapruner.engine.detect import METRIC, AdaPruneTrainer
+from yolo_adapruner.engine.heads import TASKS, task_of
 from yolo_adapruner.engine.names import resolve_data, ultralytics_args
+from yolo_adapruner.engine.tasks import trainer_for
+from yolo_adapruner.engine.trainer import AdaPruneMixin
 from yolo_adapruner.engine.trouble import one_line, one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, RunError
 
@@ -38,7 +40,8 @@ class RunResult:
         weights: its best.pt, which plain `YOLO(...)` loads.
         data: the pruned data set's data file.
         total, kept: number of training images before and after.
-        map50_95: validation mAP50-95 of best.pt as Ultralytics measures it, [0, 1]. It chose best.pt: not a result.
+        map50_95: validation mAP50-95 of best.pt as Ultralytics measures it, [0, 1]: of boxes, or of masks or keypoints
+            where the task is about those. It chose best.pt: not a result.
         seconds: wall time of the training.
         updates: optimizer steps taken.
     """
@@ -67,7 +70,8 @@ def train(config: RunConfig, *, save_dir: Path | None = None) -> RunResult:
     if save_dir is not None:
         overrides["save_dir"] = str(save_dir)
     with _run_folder(overrides) as folder, one_line_errors(config.data):
-        kind = AdaPruneTrainer.configured(config.prune, {RUN_CONFIG: _run_config_text(config, overrides)})
+        notes = {RUN_CONFIG: _run_config_text(config, overrides)}
+        kind = trainer_for(overrides["task"]).configured(config.prune, notes)
         return _finish(kind(overrides={**overrides, "save_dir": str(folder)}))
 
 
@@ -86,8 +90,9 @@ def resume(run: str | Path) -> RunResult:
             )
     config = run_config.load(saved)
     epochs = _whole_epochs(folder, last)
+    task = task_of(str(last))
     overrides = {
-        "task": "detect",
+        "task": task,
         "mode": "train",
         "model": str(last),
         "resume": str(last),
@@ -97,7 +102,7 @@ def resume(run: str | Path) -> RunResult:
     if config.device is not None:
         overrides["device"] = config.device
     with one_line_errors(config.data):
-        trainer = AdaPruneTrainer.configured(config.prune)(overrides=overrides)
+        trainer = trainer_for(task).configured(config.prune)(overrides=overrides)
         _forget_epochs_after(epochs, trainer.csv)
         return _finish(trainer)
 
@@ -164,7 +169,7 @@ def _take_away(made: Sequence[Path]) -> None:
             parent.rmdir()
 
 
-def _finish(trainer: AdaPruneTrainer) -> RunResult:
+def _finish(trainer: AdaPruneMixin) -> RunResult:
     """Train and read the result from the run folder: what launched processes did is nowhere else."""
     began = time.monotonic()
     trainer.train()
@@ -176,7 +181,7 @@ def _finish(trainer: AdaPruneTrainer) -> RunResult:
         data=folder / "pruned.yaml",
         total=len(outcome.paths),
         kept=int(outcome.kept.sum()),
-        map50_95=(manifest["best_validation"] or {}).get(METRIC, float("nan")),
+        map50_95=(manifest["best_validation"] or {}).get(TASKS[trainer.task].metric, float("nan")),
         seconds=time.monotonic() - began,
         updates=manifest["updates"],
     )

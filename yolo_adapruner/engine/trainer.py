@@ -23,7 +23,7 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, runtime, state
+from yolo_adapruner.engine import distributed, evidence, heads, runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.trouble import one_line
@@ -31,9 +31,6 @@ from yolo_adapruner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-METRIC = "metrics/mAP50-95(B)"
-_HEADS = ("Detect", "v10Detect")
 
 
 class AdaPruneMixin(BaseTrainer):
@@ -43,6 +40,7 @@ class AdaPruneMixin(BaseTrainer):
         prune_config: settings of the method, one for the class; `configured` makes a class with others.
         notes: texts to leave in the run folder, by file name; part of the class like the settings, because launched
             processes are handed the class and begin with an empty folder.
+        task: what it trains for, a key of `heads.TASKS`; one for the class.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
         updates: optimizer steps taken since this process began.
@@ -50,6 +48,7 @@ class AdaPruneMixin(BaseTrainer):
 
     prune_config: ClassVar[PruneConfig] = PruneConfig()
     notes: ClassVar[Mapping[str, str]] = {}
+    task: ClassVar[str] = "detect"
     train_loader: Any
 
     @classmethod
@@ -84,7 +83,7 @@ class AdaPruneMixin(BaseTrainer):
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
         super().check_resume(overrides)
-        _refuse_unsupported(self.args)
+        _refuse_unsupported(self.args, self.task)
 
     def setup_model(self) -> Any:
         """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""
@@ -99,14 +98,10 @@ class AdaPruneMixin(BaseTrainer):
             ) from error
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-        """Build the model as Ultralytics does, and refuse one that is no plain detector."""
+        """Build the model as Ultralytics does, and refuse one that is not plainly of this trainer's task."""
         model = super().get_model(cfg, weights, verbose)
-        head = type(model.model[-1]).__name__
-        if head not in _HEADS:
-            raise ConfigError(
-                f"Expected a model with a detection head ({' or '.join(_HEADS)}), but its last layer is {head}: choose "
-                "a detection model such as yolov3-tiny.yaml, yolov8n.yaml, yolo11n.yaml or yolo26n.yaml."
-            )
+        given = heads.task_of_head(type(model.model[-1]).__name__, self.args.model)
+        heads.refuse_other_task(self.task, given, self.args.model)
         return model
 
     def _setup_train(self) -> None:
@@ -253,7 +248,7 @@ class AdaPruneMixin(BaseTrainer):
         iou, probability = fit(pruner.record.means())
         works = min(iou, probability) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
-        metric = distributed.of_first(self.metrics[METRIC] if self.metrics else 0.0, self.device)
+        metric = distributed.of_first(self.metrics[heads.TASKS[self.task].metric] if self.metrics else 0.0, self.device)
         ran = pruner.close_epoch(metric, works=works)
         self._columns = {f"prune/{key}": v for key, v in {**ran, "iou": iou, "probability": probability}.items()}
 
@@ -309,11 +304,10 @@ class AdaPruneMixin(BaseTrainer):
         )
 
 
-def _refuse_unsupported(args: Any) -> None:
-    if args.task != "detect":
-        raise ConfigError(
-            f"Expected a detection model, but task is {args.task}: choose a detection model such as yolov3-tiny.yaml."
-        )
+def _refuse_unsupported(args: Any, task: str) -> None:
+    heads.refuse_combinations(args)
+    heads.refuse_other_task(task, heads.task_of(str(args.model), task), args.model)
+    heads.refuse_other_task(task, args.task, f"task={args.task}")
     if not args.val:
         raise ConfigError("Expected validation after each epoch, but got val=False: the controller steers by it.")
     if args.time:

@@ -70,7 +70,8 @@ def compare(
         overrides: settings that win over the run config.
 
     Raises:
-        ConfigError: a share or `seeds` is out of range, or the named folder holds another comparison.
+        ConfigError: a share or `seeds` is out of range, the model is no detector, or the named folder holds another
+            comparison.
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
@@ -86,9 +87,14 @@ def compare(
         raise ConfigError(
             f"Expected one batch size for all arms, but batch {resolved.batch:g} would find one for each: set a number."
         )
-    from yolo_adapruner.engine import runtime
+    from yolo_adapruner.engine import names, runtime
     from yolo_adapruner.engine.splits import load_data
 
+    if (task := names.task_of(resolved)) != "detect":
+        raise ConfigError(
+            f"Expected a detection model to compare with, but {resolved.model} is for {task}: train --prune works for "
+            "it, the comparison judges boxes alone."
+        )
     data = load_data(resolved.data)  # first: a missing data set leaves no folder behind
     folder = _folder(resolved, shares, seeds)
     base, reported_on = _judge_data(folder, data, resolved.seed)
