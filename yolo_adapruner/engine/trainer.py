@@ -21,7 +21,7 @@ from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import runtime, state
+from yolo_adapruner.engine import labelcache, runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.trouble import one_line
@@ -142,11 +142,11 @@ class AdaPruneMixin(BaseTrainer):
             self._restore(self.start_epoch - 1)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Return the kept images once the mask is decided, and Ultralytics' own data set otherwise."""
+        """Return the kept images once the mask is decided, and else Ultralytics' own data set, its labels read anew."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
-        with runtime.one_at_a_time(self.data["path"]):
-            return super().build_dataset(img_path, mode, batch)
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
