@@ -11,7 +11,7 @@ from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import labelcache, runtime
-from yolo_adapruner.engine.names import resolve_data
+from yolo_adapruner.engine.names import refuse_script, resolve_data
 from yolo_adapruner.engine.trouble import one_line_errors
 
 
@@ -23,7 +23,9 @@ def load_data(data: str) -> dict[str, Any]:
     """
     runtime.offer_font()
     with one_line_errors(data):
-        return check_det_dataset(resolve_data(data))
+        file = resolve_data(data)
+        refuse_script(file)
+        return check_det_dataset(file)
 
 
 def split_images(data: dict[str, Any], split: str) -> list[str]:

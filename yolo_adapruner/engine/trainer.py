@@ -24,6 +24,7 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import labelcache, runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -71,6 +72,11 @@ class AdaPruneMixin(BaseTrainer):
         """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
         super().check_resume(overrides)
         _refuse_unsupported(self.args)
+
+    def get_dataset(self) -> Any:
+        """Read the data file as Ultralytics does, but run no script that came with it."""
+        refuse_script(str(self.args.data))
+        return super().get_dataset()
 
     def setup_model(self) -> Any:
         """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""

@@ -6,7 +6,9 @@ Knows no run and no model.
 from __future__ import annotations
 
 import errno
+import logging
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,14 +29,17 @@ _DATA_TROUBLE = re.compile(
     r"does not exist|must be (an integer|str|list|dict)|must match|final batch=1 training",
 )
 _LONGEST = 400
+_LOGGER = logging.getLogger("ultralytics")
 
 
 @contextmanager
 def one_line_errors(data: str) -> Iterator[None]:
     """Turn what Ultralytics and the file system raise on bad input into one line each.
 
-    What is not recognised passes through: it is a defect, and hiding its place would not help.
+    What is not recognised passes through: it is a defect, and hiding its place would not help. Ultralytics draws its
+    pictures in threads of their own; one that fails is a warning, and the run goes on without the picture.
     """
+    hook, threading.excepthook = threading.excepthook, _without_picture
     try:
         yield
     except AdaPrunerError:
@@ -49,7 +54,7 @@ def one_line_errors(data: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and (known := _bad_data(error)) is not None:
             raise DataError(f"Data set {data}: {known}") from error
         if error.errno in _FULL:
-            raise _full(f"{error.filename or 'a file'}: {error.strerror}") from None
+            raise _full(f"{error.filename or 'a file of it'}: {error.strerror}") from None
         if error.errno not in _PLACE_TROUBLE:
             raise
         raise RunError(
@@ -63,6 +68,14 @@ def one_line_errors(data: str) -> Iterator[None]:
         if known is None:
             raise
         raise DataError(f"Data set {data}: {known}") from error
+    finally:
+        threading.excepthook = hook
+
+
+def _without_picture(thread: threading.ExceptHookArgs) -> None:
+    if thread.exc_value is not None:  # None once the interpreter is on its way out
+        kind = thread.exc_type.__name__
+        _LOGGER.warning(f"A picture is missing, the run goes on: {kind}: {one_line(thread.exc_value)}")
 
 
 def _missing_image(path: str) -> str:
@@ -96,6 +109,8 @@ def one_line(error: BaseException) -> str:
     """An Ultralytics message on one line of bounded length, without its emojis, colours and pointers to web pages."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
     text = re.sub(r"See https?://\S+[^.\n]*|https?://\S+", "", text)
+    # Control characters too: names of a data set shall not speak to the terminal.
+    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
     text = "".join(c for c in text if unicodedata.category(c) != "So" and c != "\ufe0f")
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
