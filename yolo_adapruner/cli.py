@@ -186,9 +186,11 @@ def _refuse_beside_resume(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
+    from yolo_adapruner.engine.trouble import one_line_errors
     from yolo_adapruner.study.compare import compare
 
-    result = compare(config, prune=args.prune or [config.prune.share], seeds=args.seeds, jobs=args.jobs)
+    with one_line_errors(config.data):
+        result = compare(config, prune=args.prune or [config.prune.share], seeds=args.seeds, jobs=args.jobs)
     print(result.table())
     print(f"\nsaved in {result.folder}")
 

@@ -7,6 +7,7 @@ and at other shares. Knows no Ultralytics and no model.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -193,15 +194,36 @@ def hash_paths(paths: Sequence[str]) -> str:
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and put it in `target`'s place once it is whole and on disk."""
+    """Give a temporary path to write to, and put it in `target`'s place once it is whole and on disk.
+
+    Whatever stops it, `target` is what it was or what it shall be, also after a power cut.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a write that failed does not say whose
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk: until then a new name may be lost with the power, though the file is there."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems cannot; the file itself is on disk
+        pass
+    finally:
+        os.close(handle)
 
 
 def _check(manifest: Mapping[str, Any], outcome: Outcome) -> None:
@@ -218,10 +240,12 @@ def _check(manifest: Mapping[str, Any], outcome: Outcome) -> None:
 
 def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: str = "") -> Path:
     table = scores_table(outcome)
-    with replace_file(folder / "scores.csv") as temporary:
-        table.write_csv(temporary)
+    # Through memory: on a full disk polars' own writer raises errors of its own that say no errno.
+    _write_text(folder / "scores.csv", table.write_csv())
+    columns = io.BytesIO()
+    table.write_parquet(columns)
     with replace_file(folder / "scores.parquet") as temporary:
-        table.write_parquet(temporary)
+        temporary.write_bytes(columns.getvalue())
     for name, rows in (("kept.txt", outcome.kept), ("dropped.txt", ~outcome.kept)):
         _write_text(folder / name, "".join(f"{p}\n" for p, row in zip(outcome.paths, rows, strict=True) if row))
     head = (

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import yaml
 from ultralytics.cfg import get_cfg
+from ultralytics.data.utils import check_det_dataset, find_dataset_yaml
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import ROOT, SETTINGS
-from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
+from ultralytics.utils import ROOT, SETTINGS, YAML
+from ultralytics.utils.checks import check_file
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS, clean_url
 
 from yolo_adapruner import resources
 from yolo_adapruner.config import RunConfig
@@ -82,6 +84,36 @@ def resolve_data(data: str) -> str:
             f"as coco128.yaml), but there is no {data}."
         )
     return data
+
+
+def refuse_script(data: str) -> None:
+    """Refuse a data file whose images are missing and whose `download:` is a script, unless it is a packaged one.
+
+    Ultralytics would run it, as Python or in a shell; a data set is to be read, not run. An archive's address is no
+    script.
+
+    Raises:
+        DataError: the file asks for a script to be run.
+    """
+    try:
+        file = Path(check_file(data))
+        file = find_dataset_yaml(file) if file.is_dir() else file
+        script = YAML.load(file).get("download")
+        address = re.fullmatch(r"https?\S+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)", clean_url(str(script)), re.I)
+        if script is None or address or _comes_with_a_package(file):
+            return
+        check_det_dataset(str(file), autodownload=False)
+    except Exception as error:  # every other trouble with the file is Ultralytics' to tell
+        if "images not found" in str(error):
+            raise DataError(
+                f"Expected the images of {data} to be in place, but they are missing and its download: is a script, "
+                "which only the data files that come with a package may run: run it by hand."
+            ) from None
+
+
+def _comes_with_a_package(file: Path) -> bool:
+    own = resources.folder("data")
+    return any(file.resolve().is_relative_to(place.resolve()) for place in (own, ROOT / "cfg" / "datasets") if place)
 
 
 def _resolve_model(model: str) -> str:

@@ -23,9 +23,10 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, heads, runtime, state
+from yolo_adapruner.engine import distributed, evidence, heads, labelcache, runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -84,6 +85,11 @@ class AdaPruneMixin(BaseTrainer):
         """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
         super().check_resume(overrides)
         _refuse_unsupported(self.args, self.task)
+
+    def get_dataset(self) -> Any:
+        """Read the data file as Ultralytics does, but run no script that came with it."""
+        refuse_script(str(self.args.data))
+        return super().get_dataset()
 
     def setup_model(self) -> Any:
         """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""
@@ -153,11 +159,11 @@ class AdaPruneMixin(BaseTrainer):
             self._restore(self.start_epoch - 1)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Return the kept images once the mask is decided, and Ultralytics' own data set otherwise."""
+        """Return the kept images once the mask is decided, and else Ultralytics' own data set, its labels read anew."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
-        with runtime.one_at_a_time(self.data["path"]):
-            return super().build_dataset(img_path, mode, batch)
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
