@@ -37,7 +37,7 @@ try:
     code = main(sys.argv[1:])
 except SystemExit as end:
     code = end.code or 0
-heavy = {"torch", "ultralytics", "numpy", "pydantic", "polars", "yaml", "cv2"} & set(sys.modules)
+heavy = {"albumentations", "torch", "ultralytics", "numpy", "pydantic", "polars", "yaml", "cv2"} & set(sys.modules)
 print(sorted(heavy), file=sys.stderr)
 sys.exit(code)
 """

@@ -14,6 +14,7 @@ from ultralytics.utils import ROOT, SETTINGS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
 from yolo_adapruner import resources
+from yolo_adapruner.augmentations import for_ultralytics
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
@@ -33,6 +34,7 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
         "project": str(Path(config.project).absolute()),
         "name": config.name,
         **{k: getattr(config, k) for k in ("epochs", "imgsz", "batch", "seed", "optimizer", "lr0", "device")},
+        "augmentations": None if config.augmentations is None else for_ultralytics(config.augmentations),
         **config.train,
     }
     cuda = torch.cuda.is_available() and str(config.device).lower() != "cpu"

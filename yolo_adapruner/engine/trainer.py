@@ -25,6 +25,7 @@ from yolo_adapruner.engine import runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.trouble import one_line
+from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ class AdaPruneMixin(BaseTrainer):
         """Return the kept images once the mask is decided, and Ultralytics' own data set otherwise."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
+        if mode == "train":
+            transforms = getattr(self.args, "augmentations", None) or []
+            try_out(transforms, self.args.imgsz, self.data.get("channels", 3), rect=self.args.rect)
         with runtime.one_at_a_time(self.data["path"]):
             return super().build_dataset(img_path, mode, batch)
 
