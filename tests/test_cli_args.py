@@ -57,7 +57,7 @@ def test_help_and_version_answer_at_once(words):
 
 def test_a_bad_setting_is_refused_without_loading_a_model():
     code = LOADED.replace(
-        '{"torch", "ultralytics", "numpy", "pydantic", "polars", "yaml", "cv2"}', '{"torch", "ultralytics"}'
+        '"torch", "ultralytics", "numpy", "pydantic", "polars", "yaml", "cv2"}', '"torch", "ultralytics"}'
     )
     done = run("train", "yolov3-tiny", "--prune", "2", code=code)
     assert done.returncode == 2
