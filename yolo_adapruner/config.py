@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from yolo_adapruner import resources
+from yolo_adapruner import augmentations, resources
 from yolo_adapruner.errors import ConfigError
 
 
@@ -97,6 +97,11 @@ class RunConfig(BaseModel):
     device: _Name | None = Field(None, description="Ultralytics' device: cpu, 0, mps; none picks one.")
     project: str = Field("runs/adaprune", description="Folder of run folders, relative to the working directory.")
     name: _Name | None = Field(None, description="Name of the run folder; numbered when taken.")
+    augmentations: list[dict[str, dict[str, Any]]] | None = Field(
+        None,
+        description="Albumentations' transforms by name and arguments, in order; [] for none. Left out, Ultralytics "
+        "puts in four of its own.",
+    )
     prune: PruneConfig = Field(default_factory=PruneConfig)
     train: dict[str, Any] = Field(
         default_factory=dict, description="Further Ultralytics settings, handed on as they are."
@@ -118,6 +123,11 @@ class RunConfig(BaseModel):
             "input should be a whole number of images, 2 or more, or -1 or a share of the memory between 0 and 1 to "
             f"have one found, but got {reprlib.repr(value)}"
         )
+
+    @field_validator("augmentations", mode="before")
+    @classmethod
+    def _augmentations_are_transforms(cls, value: Any) -> Any:
+        return None if value is None else augmentations.normalise(value)
 
     @field_validator("train")
     @classmethod

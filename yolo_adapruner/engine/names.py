@@ -16,6 +16,7 @@ from ultralytics.utils.checks import check_file
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS, clean_url
 
 from yolo_adapruner import resources
+from yolo_adapruner.augmentations import for_ultralytics
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.engine import heads, runtime
 from yolo_adapruner.engine.trouble import one_line
@@ -40,6 +41,7 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
         "project": str(Path(config.project).absolute()),
         "name": config.name,
         **{k: getattr(config, k) for k in ("epochs", "imgsz", "batch", "seed", "optimizer", "lr0", "device")},
+        "augmentations": None if config.augmentations is None else for_ultralytics(config.augmentations),
         **config.train,
     }
     cuda = torch.cuda.is_available() and str(config.device).lower() != "cpu"

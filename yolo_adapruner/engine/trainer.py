@@ -28,6 +28,7 @@ from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.trouble import one_line
+from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -162,6 +163,9 @@ class AdaPruneMixin(BaseTrainer):
         """Return the kept images once the mask is decided, and else Ultralytics' own data set, its labels read anew."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
+        if mode == "train":
+            transforms = getattr(self.args, "augmentations", None) or []
+            try_out(transforms, self.args.imgsz, self.data.get("channels", 3), rect=self.args.rect)
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         return labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
 
