@@ -4,6 +4,8 @@ None of them moves a logit twice, from a step that failed, or for an image that 
 mask is, bit for bit, what a mask of our own makes of the readings that may count.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from ultralytics.engine import trainer as upstream
 from tests import helpers
 from tests.ledger import Watched, nan_loss, out_of_memory, out_of_memory_in_backward, replay
 from tests.test_channels import SILENCE, assignment
-from yolo_adapruner.engine import evidence
+from yolo_adapruner.cli import main
+from yolo_adapruner.engine import evidence, run
 from yolo_adapruner.engine.losses import Assignment, LossTap
+from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study.compare import compare
 
@@ -137,16 +141,14 @@ def test_an_epoch_that_came_out_nan_counts_once(data, tmp_path, epoch, batch):
 
 
 @pytest.mark.slow
-def test_nan_in_the_first_epoch_ends_in_a_line_and_moves_who_was_seen_before_it(data, tmp_path):
-    """Upstream has no checkpoint to go back to then; what it comes to is its own affair, but not a traceback."""
+def test_nan_in_the_first_epoch_moves_who_was_seen_before_it_alone(data, tmp_path):
+    """Upstream has no checkpoint to go back to then, and gives up some epochs later."""
     trainer = helpers.new_trainer(
         data, tmp_path / "run", trainer=Watched, method={"warmup": 0, "joint": 0.5}, epochs=EPOCHS
     )
     trainer.faults = {(1, 2): nan_loss}
-    try:
+    with pytest.raises(RuntimeError, match="NaN persisted"):
         trainer.train()
-    except RunError as error:
-        assert "NaN" in str(error)
     first = trainer.stood[0]
     seen = first.batches[0][0]
     assert sorted(np.flatnonzero(first.counts[:, -1])) == sorted(seen)
@@ -179,6 +181,38 @@ def test_a_step_the_fp16_scaler_skipped_moves_no_logit(data, tmp_path, settings,
     for epoch in (2, 3):
         out = {i for e, k in left_out if e == epoch for i in trainer.stood[epoch - 1].batches[k - 1][0]}
         assert set(np.flatnonzero(~moved(trainer, epoch))) == out
+
+
+TROUBLE = [
+    ("CUDA out of memory. Tried to allocate 2.00 GiB", "Expected a batch that fits into the device's memory, but CUDA"),
+    ("DefaultCPUAllocator: can't allocate memory: you tried", "Expected a batch that fits into the device's memory"),
+    ("Training failed: NaN persisted for 4 epochs", "Expected a finite loss, but Training failed: NaN persisted for 4"),
+    ("Loss NaN/Inf detected but no valid last.pt is available for recovery", "Expected a finite loss, but Loss NaN"),
+]
+
+
+@pytest.mark.parametrize(("message", "line"), TROUBLE)
+def test_what_upstream_gives_up_over_is_one_line(message, line):
+    with pytest.raises(RunError) as caught, one_line_errors("d.yaml"):
+        raise RuntimeError(message)
+    assert str(caught.value).startswith(line)
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_later_ends_the_command_line_with_a_line(data, tmp_path, monkeypatch, capsys):
+    class Failing(Watched):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.faults = {(3, 2): out_of_memory}
+
+    monkeypatch.setattr(run, "AdaPruneTrainer", Failing)
+    monkeypatch.chdir(tmp_path)
+    helpers.write_architecture(tmp_path / "small.yaml")
+    (tmp_path / "run.yaml").write_text(f"model: small.yaml\ndata: {data}\n")
+    assert main(["train", "run.yaml", "--name", "r", *helpers.cli_words(helpers.QUICK)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "but CUDA out of memory. Tried to allocate 2.00 GiB: take a smaller batch or imgsz." in error
 
 
 @pytest.mark.slow
@@ -240,7 +274,13 @@ def test_an_image_whose_forward_overflows_is_not_seen_in_that_epoch(data, tmp_pa
     assert (np.isfinite(trainer.pruner.mask.logits)).all()
 
 
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="upstream compiles nothing without a C++ compiler"
+)
+
+
 @pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled_runs_move_no_image_of_the_batch_that_is_left_out(data, tmp_path, monkeypatch, backend):
     """Upstream drops the last, smaller batch then: 2 of the 26 images, others in each epoch."""
@@ -256,6 +296,7 @@ def test_compiled_runs_move_no_image_of_the_batch_that_is_left_out(data, tmp_pat
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_a_compiled_run_reads_what_a_plain_one_reads(data, tmp_path, monkeypatch):
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **_: original(model, backend="eager"))
