@@ -28,6 +28,14 @@ _DATA_TROUBLE = re.compile(
     r"Dataset '|No valid images found|No labels found|No images found|Error loading data|images not found|key missing|"
     r"does not exist|must be (an integer|str|list|dict)|must match|final batch=1 training",
 )
+_RUN_TROUBLE = (
+    (
+        re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR"),
+        "a batch that fits into the device's memory",
+        "take a smaller batch or imgsz",
+    ),
+    (re.compile(r"NaN persisted|NaN/Inf"), "a finite loss", "take a smaller lr0, or amp=False"),
+)
 _LONGEST = 400
 _LOGGER = logging.getLogger("ultralytics")
 
@@ -64,10 +72,12 @@ def one_line_errors(data: str) -> Iterator[None]:
     except (RuntimeError, SyntaxError, ValueError, AssertionError, KeyError, TypeError) as error:
         if isinstance(error, RuntimeError) and _TORN_WRITE.search(str(error)):
             raise _full(f"a checkpoint was written in part only ({one_line(error)})") from None
-        known = _bad_data(error)
-        if known is None:
-            raise
-        raise DataError(f"Data set {data}: {known}") from error
+        if (known := _bad_data(error)) is not None:
+            raise DataError(f"Data set {data}: {known}") from error
+        for pattern, expected, advice in _RUN_TROUBLE:
+            if pattern.search(str(error)):
+                raise RunError(f"Expected {expected}, but {one_line(error)}: {advice}.") from error
+        raise
     finally:
         threading.excepthook = hook
 
