@@ -22,8 +22,10 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import runtime, state
+from yolo_adapruner.engine.attribution import KEY, AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.owners import accounts
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -142,11 +144,12 @@ class AdaPruneMixin(BaseTrainer):
             self._restore(self.start_epoch - 1)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Return the kept images once the mask is decided, and Ultralytics' own data set otherwise."""
+        """Return the kept images once the mask is decided, and before that all, each sample with its sources."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
         with runtime.one_at_a_time(self.data["path"]):
-            return super().build_dataset(img_path, mode, batch)
+            dataset = super().build_dataset(img_path, mode, batch)
+        return AttributedDataset.adopt(dataset) if mode == "train" and self.prune_config.share else dataset
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
@@ -172,31 +175,38 @@ class AdaPruneMixin(BaseTrainer):
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
 
     def _enter(self, pruner: Pruner) -> None:
-        """Make the loader fit the stage: mixing off in the joint stage, only kept images in the fine-tune stage."""
-        if pruner.stage is Stage.JOINT and images.mixes(self.args):
-            images.set_mixing(self.train_loader.dataset, self.args, on=False)
-            self.train_loader.reset()
-        elif pruner.stage is Stage.FINETUNE and pruner.kept is not None:
+        """Make the loader fit the stage: only kept images in the fine-tune stage."""
+        if pruner.stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             full = self.train_loader.dataset
             self._kept_dataset = images.subset(full, keep, self.args)
             if self.epoch >= self.epochs - self.args.close_mosaic:
-                images.set_mixing(self._kept_dataset, self.args, on=False)
+                self._kept_dataset.close_mosaic(hyp=copy(self.args))
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
                 self.data["train"], batch_size=self.batch_size, rank=LOCAL_RANK, mode="train"
             )
+        files = self.train_loader.dataset.im_files
+        self._numbers = np.array([self._ids[images.identity(f)] for f in files])  # by row of the dataset
         self._entered = pruner.stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(pruner.stage)}: {name[pruner.stage]} {len(self.train_loader.dataset)} images")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do Ultralytics' own, and set each image's weight for the loss that follows."""
+        """Do Ultralytics' own, and set each owner's weight for the loss that follows."""
+        sources = batch.pop(KEY, None)
         batch = super().preprocess_batch(batch)
         if self.pruner is not None:
-            self._batch_ids = [self._ids[images.identity(f)] for f in batch["im_file"]]
+            self._batch_ids, self._areas, self._tap.owners = self._accounts(sources, batch)
             self._tap.weights = None if self._weights is None else self._weights[self._batch_ids]
         return batch
+
+    def _accounts(self, sources: Any, batch: dict[str, Any]) -> tuple[list[int], Any, Any]:
+        """Sample numbers of the batch's owners, the area each was seen with, and who owns what in it."""
+        if sources is None:  # fine-tune: nobody is judged
+            return [self._ids[images.identity(f)] for f in batch["im_file"]], None, None
+        on = accounts(sources, self._numbers, batch)
+        return on.numbers.tolist(), on.areas, on.ownership
 
     def optimizer_step(self) -> None:
         """Do Ultralytics' own step and count it; comparisons at equal updates need the number."""
@@ -206,6 +216,7 @@ class AdaPruneMixin(BaseTrainer):
     def _observe_batch(self, pruner: Pruner) -> None:
         if self._tap.assignment is not None:
             readings = detection_channels(self._tap.assignment).cpu().numpy()
+            # Area goes here: self._areas, (K,) float32 network-input pixels.
             pruner.observe(np.asarray(self._batch_ids), readings)
             self._readings.append(readings)
         self._tap.clear()
