@@ -66,19 +66,20 @@ def test_batches_count_with_the_step_they_led_to(taken):
             kept.add(np.array([step]), torch.full((1, 2), float(batch)), np.ones(1, bool))
         kept.settle(was)
     kept.add(np.array([9]), torch.zeros(1, 2), np.ones(1, bool))  # its step comes in the next epoch
-    ids, readings = kept.collect()
+    ids, readings, _ = kept.collect()
     expected = [step for step, was in enumerate(taken) if was for _ in range(3)]
     assert ids.tolist() == [*expected, 9]
     assert readings[:-1, 0].tolist() == [0, 1, 2] * sum(taken)
 
 
-def test_rows_that_do_not_count_are_left_out():
+def test_rows_come_out_with_the_views_they_went_in_with():
     kept = evidence.Evidence()
     assert kept.collect() is None
-    kept.add(np.array([4, 5, 6]), torch.arange(6.0).view(3, 2), np.array([True, False, True]))
-    ids, readings = kept.collect()
-    assert ids.tolist() == [4, 6]
-    assert readings.tolist() == [[0, 1], [4, 5]]
+    kept.add(np.array([4, 5, 6]), torch.arange(6.0).view(3, 2), np.array([1, 0, 0.5]))
+    ids, readings, views = kept.collect()
+    assert ids.tolist() == [4, 5, 6]
+    assert readings.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert views.tolist() == [1, 0, 0.5]
 
 
 FORWARDS = [

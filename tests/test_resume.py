@@ -325,12 +325,8 @@ def fail_once(patch, epoch, error):
     return begin
 
 
-def test_an_epoch_that_ran_out_of_memory_is_begun_again_without_mixing(home, tmp_path, monkeypatch):
-    """Ultralytics halves the batch and builds a new loader, which mixes again; the joint stage must not."""
-    from ultralytics.data.augment import Mosaic
-
-    mixed = []
-    monkeypatch.setattr(Mosaic, "get_indexes", lambda self: mixed.append(1) or [0, 1, 2])
+def test_an_epoch_that_ran_out_of_memory_is_begun_again(home, tmp_path, monkeypatch):
+    """Ultralytics halves the batch and builds a new loader, whose samples say as well whose pixels they are."""
     begin = fail_once(monkeypatch, 1, RuntimeError("CUDA out of memory"))
     batches = []
     train_here(
@@ -342,16 +338,19 @@ def test_an_epoch_that_ran_out_of_memory_is_begun_again_without_mixing(home, tmp
         epochs=3,
         callbacks={
             "on_train_epoch_start": begin,
-            "on_train_batch_end": lambda t: batches.append((t.epoch + 1, len(t._batch_ids), len(mixed))),
+            "on_train_batch_end": lambda t: batches.append((t.epoch + 1, t.batch_size, set(t._batch_ids))),
         },
     )
     assert stages(tmp_path / "run") == [2, 3, 3]
     assert batches[0][1] == 8
-    assert [size for epoch, size, _ in batches[1:] if epoch == 1] == [4] * 6
-    assert max(count for epoch, _, count in batches if epoch == 1) == 0
-    assert len(mixed) >= 18
+    again = [(size, owners) for epoch, size, owners in batches[1:] if epoch == 1]
+    assert [size for size, _ in again] == [4] * 6
+    assert max(len(owners) for _, owners in again) > 4  # mixed
+    assert set.union(*(owners for _, owners in again)) == set(range(24))
     with (tmp_path / "run" / "scores.csv").open(encoding="utf-8", newline="") as stream:
-        assert {row["epochs_seen"] for row in csv.DictReader(stream)} == {"1"}
+        counts = [int(row["epochs_seen"]) for row in csv.DictReader(stream)]
+    assert max(counts) == 1
+    assert sum(counts) >= 20  # a mosaic may cut a tile off
     assert len(read_list(tmp_path / "run" / "dropped.txt")) == 6
 
 

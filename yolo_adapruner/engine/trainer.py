@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
@@ -24,9 +25,11 @@ from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import distributed, evidence, heads, labelcache, runtime, state
+from yolo_adapruner.engine.attribution import KEY, AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
+from yolo_adapruner.engine.owners import accounts
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
@@ -160,14 +163,15 @@ class AdaPruneMixin(BaseTrainer):
             self._restore(self.start_epoch - 1)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Return the kept images once the mask is decided, and else Ultralytics' own data set, its labels read anew."""
+        """Return the kept images once the mask is decided, and before that all, each sample with its sources."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
         if mode == "train":
             transforms = getattr(self.args, "augmentations", None) or []
             try_out(transforms, self.args.imgsz, self.data.get("channels", 3), rect=self.args.rect)
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+        found = labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+        return AttributedDataset.adopt(found) if mode == "train" and self.prune_config.share else found
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
@@ -194,16 +198,13 @@ class AdaPruneMixin(BaseTrainer):
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
 
     def _enter(self, pruner: Pruner) -> None:
-        """Make the loader fit the stage: mixing off in the joint stage, only kept images in the fine-tune stage."""
-        if pruner.stage is Stage.JOINT and images.mixes(self.args):
-            images.set_mixing(self.train_loader.dataset, self.args, on=False)
-            self.train_loader.reset()
-        elif pruner.stage is Stage.FINETUNE and pruner.kept is not None:
+        """Make the loader fit the stage: only kept images in the fine-tune stage."""
+        if pruner.stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             full = self.train_loader.dataset
             self._kept_dataset = images.subset(full, keep, self.args)
             if self.epoch >= self.epochs - self.args.close_mosaic:
-                images.set_mixing(self._kept_dataset, self.args, on=False)
+                self._kept_dataset.close_mosaic(hyp=copy(self.args))
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
                 self.data["train"],
@@ -211,18 +212,32 @@ class AdaPruneMixin(BaseTrainer):
                 rank=LOCAL_RANK,
                 mode="train",
             )
+        files = self.train_loader.dataset.im_files
+        self._numbers = np.array([self._ids[images.identity(f)] for f in files])  # by row of the dataset
+        self._extents = images.extents(self.train_loader.dataset)
         self._entered = pruner.stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(pruner.stage)}: {name[pruner.stage]} {len(self.train_loader.dataset)} images")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do Ultralytics' own, and set each image's weight for the loss that follows."""
+        """Do Ultralytics' own, and set each owner's weight for the loss that follows."""
+        sources = batch.pop(KEY, None)
         batch = super().preprocess_batch(batch)
         if self.pruner is not None:
-            self._batch_ids = [self._ids[images.identity(f)] for f in batch["im_file"]]
+            self._batch_ids, self._views, self._tap.owners = self._accounts(sources, batch)
             weights = None if self._weights is None else self._weights[self._batch_ids]
             self._tap.weights = None if weights is None else weights.to(self.device, non_blocking=True)
         return batch
+
+    def _accounts(self, sources: Any, batch: dict[str, Any]) -> tuple[NDArray[np.int64], Any, Any]:
+        """Sample numbers of the batch's owners, the whole views each was seen in, and who owns what in it."""
+        if sources is None:  # fine-tune: nobody is judged
+            return np.array([self._ids[images.identity(f)] for f in batch["im_file"]]), None, None
+        entries = len(batch["im_file"])
+        once = ~distributed.repeated(self.train_loader.sampler, self._drawn, entries)
+        self._drawn += entries
+        on = accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
+        return on.numbers, on.views, on.ownership
 
     def optimizer_step(self) -> None:
         """Do Ultralytics' own step and count it if it was taken; comparisons at equal updates need the number."""
@@ -232,13 +247,10 @@ class AdaPruneMixin(BaseTrainer):
         self.updates += self._taken
 
     def _observe_batch(self, pruner: Pruner) -> None:
-        ids = np.asarray(self._batch_ids)
-        once = ~distributed.repeated(self.train_loader.sampler, self._drawn, len(ids))
-        self._drawn += len(ids)
         if self._tap.assignment is not None:
             readings = detection_channels(self._tap.assignment)
             sound = evidence.sound(self._tap.assignment, self.loss)
-            self._evidence.add(ids, readings.masked_fill(~sound[:, None], torch.nan), once)
+            self._evidence.add(self._batch_ids, readings.masked_fill(~sound[:, None], torch.nan), self._views)
         if self._taken is not None:  # upstream steps before it says that the batch has ended
             self._evidence.settle(self._taken)
             self._taken = None
