@@ -6,13 +6,13 @@ What an image deserves is decided in `core`; this class only carries batches the
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
@@ -24,6 +24,7 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -34,18 +35,18 @@ METRIC = "metrics/mAP50-95(B)"
 _HEADS = ("Detect", "v10Detect")
 
 
-class AdaPruneMixin(BaseTrainer):
+class AdaPruneMixin(Resumable):
     """The mask's part of a trainer; stands before an Ultralytics trainer among the bases of a class.
 
     Attributes:
         prune_config: settings of the method, one for the class; `configured` makes a class with others.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
-        updates: optimizer steps taken since this process began.
+
+    What an interrupted run goes on from is `Resumable`'s.
     """
 
     prune_config: ClassVar[PruneConfig] = PruneConfig()
-    train_loader: Any
 
     @classmethod
     def configured(cls, config: PruneConfig) -> type[Self]:
@@ -59,16 +60,15 @@ class AdaPruneMixin(BaseTrainer):
     ) -> None:
         runtime.offer_font()
         self.pruner: Pruner | None = None
-        self.paths: list[str] = []
-        self.updates = 0
         self._kept_dataset: Any = None
+        self._entered: tuple[Stage, Any] | None = None
         super().__init__(cfg, overrides, _callbacks)
         runtime.use_all_cores()
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
+        """Settle the arguments, and refuse what cannot be done before anything is made."""
         super().check_resume(overrides)
         _refuse_unsupported(self.args)
 
@@ -112,6 +112,10 @@ class AdaPruneMixin(BaseTrainer):
                 f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
                 f"the first: {self.skipped[0]}"
             )
+        self._set_up_mask()
+        self.take_up()
+
+    def _set_up_mask(self) -> None:
         share = self.prune_config.share
         if share == 0:
             LOGGER.info("prune 0: nothing will be pruned, this is stock training")
@@ -133,12 +137,11 @@ class AdaPruneMixin(BaseTrainer):
         self.pruner = Pruner(
             len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
         )
-        self._entered: tuple[Stage, Any] | None = None
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         self._tap = LossTap(model.criterion)
-        if self.resume:
+        if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
@@ -152,6 +155,7 @@ class AdaPruneMixin(BaseTrainer):
 
     def run_callbacks(self, event: str) -> None:
         """Do our part of an event, then run the registered callbacks."""
+        self.note(event)
         if self.pruner is not None:
             if event == "on_train_epoch_start":
                 self._open_epoch(self.pruner)
@@ -162,7 +166,7 @@ class AdaPruneMixin(BaseTrainer):
     def _open_epoch(self, pruner: Pruner) -> None:
         # Another loader in the same stage: upstream builds a new one when memory ran out.
         if (pruner.stage, self.train_loader) != self._entered:
-            self._enter(pruner)
+            self._enter(pruner, pruner.stage)
         pruner.open_epoch()
         weights = pruner.weights()
         self._weights = None if weights is None else torch.from_numpy(weights).to(self.device)
@@ -171,12 +175,12 @@ class AdaPruneMixin(BaseTrainer):
         if pruner.stage is not Stage.FINETUNE:
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
 
-    def _enter(self, pruner: Pruner) -> None:
+    def _enter(self, pruner: Pruner, stage: Stage) -> None:
         """Make the loader fit the stage: mixing off in the joint stage, only kept images in the fine-tune stage."""
-        if pruner.stage is Stage.JOINT and images.mixes(self.args):
+        if stage is Stage.JOINT and images.mixes(self.args):
             images.set_mixing(self.train_loader.dataset, self.args, on=False)
             self.train_loader.reset()
-        elif pruner.stage is Stage.FINETUNE and pruner.kept is not None:
+        elif stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             full = self.train_loader.dataset
             self._kept_dataset = images.subset(full, keep, self.args)
@@ -186,9 +190,9 @@ class AdaPruneMixin(BaseTrainer):
             self.train_loader = self.get_dataloader(
                 self.data["train"], batch_size=self.batch_size, rank=LOCAL_RANK, mode="train"
             )
-        self._entered = pruner.stage, self.train_loader
+        self._entered = stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
-        LOGGER.info(f"stage {int(pruner.stage)}: {name[pruner.stage]} {len(self.train_loader.dataset)} images")
+        LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do Ultralytics' own, and set each image's weight for the loss that follows."""
@@ -197,11 +201,6 @@ class AdaPruneMixin(BaseTrainer):
             self._batch_ids = [self._ids[images.identity(f)] for f in batch["im_file"]]
             self._tap.weights = None if self._weights is None else self._weights[self._batch_ids]
         return batch
-
-    def optimizer_step(self) -> None:
-        """Do Ultralytics' own step and count it; comparisons at equal updates need the number."""
-        super().optimizer_step()
-        self.updates += 1
 
     def _observe_batch(self, pruner: Pruner) -> None:
         if self._tap.assignment is not None:
@@ -222,11 +221,29 @@ class AdaPruneMixin(BaseTrainer):
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
-    def save_model(self) -> bool:
-        """Write the sidecar, then Ultralytics' checkpoint, then the kept and dropped lists once they are decided."""
+    def method_settings(self) -> dict[str, Any]:
+        """Return the method's settings."""
+        return self.prune_config.model_dump()
+
+    def mask_state(self) -> dict[str, Any] | None:
+        """Return the pruner's state and the stage that this epoch's loader was made for."""
+        if self.pruner is None or self._entered is None:
+            return None
+        return {"pruner": self.pruner.state_dict(), "entered": int(self._entered[0])}
+
+    def take_up_mask(self, mask: dict[str, Any]) -> None:
+        """Give the pruner the state it had."""
         if self.pruner is not None:
-            state.write(self.wdir, self.epoch, self.pruner, self.paths, self.prune_config)
-        saved = super().save_model()
+            self.pruner.load_state_dict(mask["pruner"])
+
+    def enter_again(self, mask: Mapping[str, Any]) -> None:
+        """Make the loader of the stage that the saved epoch ran in; `_open_epoch` then finds whether another begins."""
+        if self.pruner is not None:
+            self._enter(self.pruner, Stage(mask["entered"]))
+
+    def save_checkpoints(self) -> bool:
+        """Write Ultralytics' checkpoints, then the kept and dropped lists once they are decided."""
+        saved = super().save_checkpoints()
         if self.pruner is not None and self.pruner.kept is not None and self._kept_dataset is None:
             self._export(metrics=None)
         return saved
@@ -238,7 +255,7 @@ class AdaPruneMixin(BaseTrainer):
 
     def _restore(self, epoch: int) -> None:
         assert self.pruner is not None
-        self.pruner.load_state_dict(state.read(self.wdir, epoch, self.paths, self.prune_config))
+        self.take_up_mask(state.arrays(state.mask_after(Path(self.wdir), epoch)))
 
     def final_eval(self) -> None:
         """Validate the best checkpoint as Ultralytics does, then write the data set that this run leaves behind."""
