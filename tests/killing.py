@@ -1,4 +1,4 @@
-"""A process that forks runs of the command line and kills them: at a moment by the clock, or in the middle of a write.
+"""A process that forks runs of the command line and kills them: by the clock, or in the middle of a write.
 
 Started as a script; takes a JSON line an order and answers with one. Forking spares each run the import of torch, which
 takes longer than the run. Nothing in the package knows of it: what is wrapped is wrapped in the child alone.
@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,48 @@ class End:
         status: its exit code, or -9 if it was killed.
         said: what it wrote to stderr.
         seconds: wall time from the fork to the end.
-        trace: what it did, a line each: epoch (from 1, 0 before the first), stage (0 before the first), act.
+        trace: what it did, a line each: time in seconds, epoch (from 1), stage (both 0 before the first), act.
     """
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Mean duration of its epochs."""
+        begun = [float(line.split(" ", 1)[0]) for line in self.trace if line.endswith("event on_train_epoch_start")]
+        return (begun[-1] - begun[0]) / (len(begun) - 1)
+
+    @property
+    def moment(self) -> str:
+        """The last act."""
+        return self.trace[-1].split(" ", 1)[1] if self.trace else "0 0 nothing"
+
+    @property
+    def lost(self) -> int:
+        """Batches trained since the last state was written, which a resume trains again."""
+        acts = [line.split(" ", 3)[3] for line in self.trace]
+        since = len(acts) - acts[::-1].index("replaced adaprune.pt") if "replaced adaprune.pt" in acts else 0
+        return acts[since:].count("event on_train_batch_end")
 
     status: int
     said: str
     seconds: float
     trace: list[str]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When to kill a run.
+
+    Attributes:
+        act: the act, see `_watch`; what its name begins with.
+        epoch: the epoch it is in, from 1; None for any.
+        count: which of those acts.
+        after: seconds after it; None for the middle of it.
+    """
+
+    act: str
+    epoch: int | None = None
+    count: int = 1
+    after: float | None = None
 
 
 class Killer:
@@ -68,16 +103,9 @@ class Killer:
         self._process.stdin.close()
         self._process.wait()
 
-    def run(self, *words: str | Path, after: float | None = None, act: str | None = None, count: int = 1) -> End:
-        """Run the command line, and kill it.
-
-        Args:
-            words: the command line.
-            after: kill it so many seconds after the fork.
-            act: kill it in the middle of its `count`-th act whose name begins so; see `_watch`.
-            count: see `act`.
-        """
-        order = {"words": list(map(str, words)), "after": after, "act": act, "count": count}
+    def run(self, *words: str | Path, kill: Kill | None = None) -> End:
+        """Run the command line, and kill it if told so."""
+        order = {"words": list(map(str, words)), "kill": None if kill is None else asdict(kill)}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -94,12 +122,16 @@ def _serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         began = time.monotonic()
+        here, there = os.pipe()
         child = os.fork()
         if child == 0:
-            _child(order)
-        if order["after"] is not None:
-            time.sleep(order["after"])
+            os.close(here)
+            _child(order["words"], order["kill"], there)
+        os.close(there)
+        if os.read(here, 1):  # the act has come; nothing comes of a run that ends before
+            time.sleep(order["kill"]["after"])
             os.kill(child, signal.SIGKILL)
+        os.close(here)
         _, status = os.waitpid(child, 0)
         end = {
             "status": os.waitstatus_to_exitcode(status),
@@ -111,22 +143,23 @@ def _serve() -> None:
         answers.flush()
 
 
-def _child(order: dict[str, Any]) -> None:
+def _child(words: list[str], kill: dict[str, Any] | None, parent: int) -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    _watch(os.open("trace", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), order["act"], order["count"])
+    trace = os.open("trace", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    _watch(trace, None if kill is None else Kill(**kill), parent)
     code = 1
     try:
         from yolo_adapruner.cli import main
 
-        code = main(order["words"])
+        code = main(words)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _watch(trace: int, act: str | None, count: int) -> None:
+def _watch(trace: int, kill: Kill | None, parent: int) -> None:
     """Write down each act of a run, and kill it in the middle of one.
 
     Acts are `event NAME` (Ultralytics' callbacks), `write FILE` (cut in half), `replace FILE` (before) and `replaced
@@ -142,12 +175,16 @@ def _watch(trace: int, act: str | None, count: int) -> None:
         trainer = where["trainer"]
         entered = getattr(trainer, "_entered", None)
         epoch = getattr(trainer, "epoch", -1) + 1
-        os.write(trace, f"{epoch} {int(entered[0]) if entered else 0} {name}\n".encode())
-        if act is not None and name.startswith(act):
-            seen += 1
-            if seen == count:
-                half()
-                os.kill(os.getpid(), signal.SIGKILL)
+        os.write(trace, f"{time.monotonic():.3f} {epoch} {int(entered[0]) if entered else 0} {name}\n".encode())
+        if kill is None or not name.startswith(kill.act) or kill.epoch not in (None, epoch):
+            return
+        seen += 1
+        if seen != kill.count:
+            return
+        if kill.after is None:
+            half()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.write(parent, b"!")
 
     heard = resumable.Resumable.note
 
@@ -229,11 +266,6 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     content = torch.load(checkpoint, weights_only=False)  # Ultralytics pickles the model; the test made it itself
     assert content["optimizer"] is None, f"{checkpoint} is not stripped"
     return content["model"].state_dict()
-
-
-def moment(trace: Sequence[str]) -> str:
-    """Return the last act of a trace."""
-    return trace[-1] if trace else "0 0 nothing"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A run that was interrupted ends as one that was not, and refuses to go on from what is not its own.
 
-Interruptions are raised where they hurt: in a batch of each stage, and between the files an epoch is saved in. For kills
-see `test_kill.py`.
+Interruptions are raised where they hurt: in a batch of each stage, and between the files an epoch is saved in. Kills:
+`test_kill.py`.
 """
 
 import csv
@@ -394,3 +394,32 @@ def test_an_epoch_whose_loss_was_nan_is_trained_again_with_the_mask_as_it_was(ho
     expected = [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3)]
     assert started == sorted([*expected, expected[epoch - 1]])
     check_finished(tmp_path / "run")
+
+
+def test_nan_in_the_first_epoch_after_a_resume_ends_as_nan_there_in_a_run_that_goes_through(home, whole, monkeypatch):
+    """Upstream recovers from last.pt, but knows of none in the first epoch of a process."""
+    heard = AdaPruneTrainer.note
+
+    def with_nan_in_epoch_4(patch, cut=False):
+        begin = fail_once(patch, 4, None)
+
+        def note(self, event):
+            if event == "on_train_epoch_start":
+                begin(self)
+                if cut and self.epoch + 1 == 4:
+                    raise KeyboardInterrupt
+            heard(self, event)
+
+        patch.setattr(AdaPruneTrainer, "note", note)
+
+    monkeypatch.chdir(home)
+    runs = home / "runs" / "adaprune"
+    for name, cut in (("nan-whole", False), ("nan-cut", True)):
+        with monkeypatch.context() as patch:
+            with_nan_in_epoch_4(patch, cut)
+            assert main(run_words(name)) == (130 if cut else 0)
+    with monkeypatch.context() as patch:
+        with_nan_in_epoch_4(patch)
+        assert main(["train", "--resume", str(runs / "nan-cut")]) == 0
+    assert different(runs / "nan-whole", runs / "nan-cut") == []
+    assert "last.pt" in different(whole, runs / "nan-cut")
