@@ -149,7 +149,11 @@ class AdaPruneMixin(BaseTrainer):
             return self._kept_dataset
         with runtime.one_at_a_time(self.data["path"]):
             dataset = super().build_dataset(img_path, mode, batch)
-        return AttributedDataset.adopt(dataset) if mode == "train" and self.prune_config.share else dataset
+        if mode != "train" or not self.prune_config.share:
+            return dataset
+        # Half of the finest stride is where the anchors are; images that are resized need each pixel.
+        finest = int(unwrap_model(self.model).stride.min())
+        return AttributedDataset.adopt(dataset, 1 if self.args.multi_scale else max(finest // 2, 1))
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
