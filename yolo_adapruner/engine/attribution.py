@@ -33,10 +33,10 @@ class Sources(NamedTuple):
     Attributes:
         rows: dataset row of each source, (B, S) int64, -1 where a sample has fewer.
         labels: dataset row each label came from, (N,) int64, in the order of the batch's labels.
-        planes: (B, L, H, W) uint8, 1 + position among the sample's sources, with `places.PADDING` set where the source
-            is only the nearest one. Two layers where an image of the batch is a blend, otherwise one.
+        planes: (B, L, H/s, W/s) uint8, 1 + position among the sample's sources, with `places.PADDING` set where the
+            source is only the nearest one. Two layers where an image of the batch is a blend, otherwise one.
         blend: the first layer's share of each sample, (B,) float32 in [0, 1].
-        areas: pixels each source is seen with, a blended one by its share, (B, S) float32.
+        areas: cells of the plane each source is seen in, a blended one by its share, (B, S) float32.
     """
 
     rows: Tensor
@@ -68,15 +68,22 @@ class AttributedDataset(FreshLabels):
 
     Attributes:
         tracing: whether they are; rebuild the transforms after a change.
+        step: pixels between the places that are told; 1 wherever spatial albumentations move the pixels.
     """
 
     tracing = True
+    step = 1
 
     @classmethod
-    def adopt(cls, dataset: Any) -> AttributedDataset:
+    def adopt(cls, dataset: Any, step: int = 1) -> AttributedDataset:
         """Turn a stock dataset that was just built into one of this class, in place.
 
         Building it a second time would scan and cache the images again; and its transforms hold on to this object.
+
+        Args:
+            dataset: an Ultralytics dataset for training.
+            step: pixels between the places to tell, a divisor of the image sizes. Exact for anchors of stride 2 x step
+                and more, as long as nobody resizes the images afterwards.
 
         Raises:
             ConfigError: the dataset is of another kind, or a transform's effect on the sources is not known.
@@ -87,13 +94,18 @@ class AttributedDataset(FreshLabels):
                 "once they are mixed."
             )
         dataset.__class__ = cls
-        dataset.transforms = _traced(dataset.transforms, len(dataset.data["names"]))
+        dataset.step = step
+        dataset.transforms = dataset._traced(dataset.transforms)
         return dataset
 
     def build_transforms(self, hyp: Any) -> Any:
         """Build Ultralytics' transforms, and have them carry the sources along."""
         transforms = super().build_transforms(hyp)
-        return _traced(transforms, len(self.data["names"])) if self.tracing else transforms
+        return self._traced(transforms) if self.tracing else transforms
+
+    def _traced(self, transforms: Any) -> Any:
+        mask_needed = any(isinstance(t, augment.Albumentations) and t.contains_spatial for t in transforms.transforms)
+        return _traced(transforms, len(self.data["names"]), 1 if mask_needed else self.step)
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Return an image and its labels as Ultralytics does, with the row written into each class number."""
@@ -150,11 +162,13 @@ class _Mosaic(augment.Mosaic):
 
 
 class _RandomPerspective(augment.RandomPerspective):
+    step: int
+
     def apply_semantic(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
         labels = super().apply_semantic(labels, params)
         trace = labels[KEY]
         trace.planes = [
-            places.warped(plane, params["M"], params["size"], perspective=bool(self.perspective))
+            places.warped(plane, params["M"], params["size"], perspective=bool(self.perspective), step=self.step)
             for plane in trace.planes or [places.whole(params["orig_shape"])]
         ]
         return labels
@@ -165,7 +179,7 @@ class _CopyPaste(augment.CopyPaste):
         labels = super().apply_semantic(labels, params)
         trace, mask = labels[KEY], params["im_new"]
         if self.mode == "flip":  # of one source alone nothing changes hands
-            trace.planes = [places.pasted(plane, plane[:, ::-1], mask) for plane in trace.planes]
+            trace.planes = [places.pasted(plane, places.flipped(plane, 1), mask) for plane in trace.planes]
         else:
             _paste(trace, labels["mix_labels"][0][KEY], mask)
         return labels
@@ -201,11 +215,13 @@ def _paste(trace: Trace, donor: Trace, mask: NDArray[np.uint8]) -> None:
 
 
 class _RandomFlip(augment.RandomFlip):
+    step: int
+
     def apply_semantic(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
         labels = super().apply_semantic(labels, params)
         if params["flip"]:
-            flip = np.flipud if params["direction"] == "vertical" else np.fliplr
-            labels[KEY].planes = [flip(plane) for plane in labels[KEY].planes]
+            axis = 0 if params["direction"] == "vertical" else 1
+            labels[KEY].planes = [places.flipped(plane, axis, step=self.step) for plane in labels[KEY].planes]
         return labels
 
 
@@ -286,10 +302,10 @@ _TRACED: dict[type, type] = {
 _COLOUR_ONLY = (augment.RandomHSV,)
 
 
-def _traced(transform: Any, classes: int) -> Any:
+def _traced(transform: Any, classes: int, step: int) -> Any:
     """Turn a tree of freshly built stock transforms into ours, in place, and return it."""
     if isinstance(transform, augment.Compose):
-        transform.transforms = [_traced(part, classes) for part in transform.transforms]
+        transform.transforms = [_traced(part, classes, step) for part in transform.transforms]
         return transform
     if isinstance(transform, (*_TRACED.values(), *_COLOUR_ONLY)):  # some stand in the tree twice
         return transform
@@ -299,8 +315,7 @@ def _traced(transform: Any, classes: int) -> Any:
             "pixels it puts where is not known."
         )
     transform.__class__ = _TRACED[type(transform)]
+    transform.classes, transform.step = classes, step
     if getattr(transform, "pre_transform", None) is not None:
-        transform.pre_transform = _traced(transform.pre_transform, classes)
-    if isinstance(transform, _Format):
-        transform.classes = classes
+        transform.pre_transform = _traced(transform.pre_transform, classes, step)
     return transform

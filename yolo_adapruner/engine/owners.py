@@ -70,7 +70,7 @@ class Ownership:
     Attributes:
         count: number of owners, K.
         labels, image, slot: owner, image and row among the image's labels, of each label, (N,).
-        planes, table: (B, L, H, W) uint8, and the owner of each source of a sample, (B, S).
+        planes, table: (B, L, H/s, W/s) uint8, and the owner of each source of a sample, (B, S).
         blend: (B, 1).
         shape: height and width of the network's input.
     """
@@ -92,7 +92,7 @@ class Ownership:
             padded: label rows of each image, M.
         """
         images, _, height, width = self.planes.shape
-        # Multi-scale resizes the images after they were loaded; the planes keep the size they came with.
+        # Planes may be coarser than the images, and multi-scale resizes the images after they were loaded.
         x = (anchors[:, 0] * (width / self.shape[1])).long().clamp(0, width - 1)
         y = (anchors[:, 1] * (height / self.shape[0])).long().clamp(0, height - 1)
         position = (self.planes[:, :, y, x] & (PADDING - 1)).long() - 1

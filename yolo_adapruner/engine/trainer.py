@@ -172,7 +172,11 @@ class AdaPruneMixin(Resumable):
             try_out(transforms, self.args.imgsz, self.data.get("channels", 3), rect=self.args.rect)
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         found = labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
-        return AttributedDataset.adopt(found) if mode == "train" and self.prune_config.share else found
+        if mode != "train" or not self.prune_config.share:
+            return found
+        # Half of the finest stride is where the anchors are; images that are resized need each pixel.
+        finest = int(unwrap_model(self.model).stride.min())
+        return AttributedDataset.adopt(found, 1 if self.args.multi_scale else max(finest // 2, 1))
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
