@@ -317,9 +317,12 @@ def test_a_batch_found_by_ultralytics_is_the_one_that_counts(data, tmp_path, bat
     assert [len(ids) for ids, _ in trainer.stood[-1].batches] == [16, 4]
 
 
-def test_a_share_that_leaves_less_than_the_batch_that_was_found(data, tmp_path):
-    with pytest.raises(ConfigError, match=r"prune 0\.5 of 26 images leaves 13 with batch 16: prune less"):
-        helpers.train_here(data, tmp_path / "run", share=0.5, batch=-1)
+@pytest.mark.slow
+def test_no_larger_batch_is_found_than_the_last_stage_has_images(data, tmp_path):
+    trainer = watched(data, tmp_path, share=0.5, batch=-1)
+    assert trainer.batch_size == trainer.args.batch == 13
+    assert [len(ids) for ids, _ in trainer.stood[-1].batches] == [13]
+    replay(trainer)
 
 
 def test_a_comparison_wants_one_batch_for_all_its_arms(data):

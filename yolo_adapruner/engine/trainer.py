@@ -112,7 +112,6 @@ class AdaPruneMixin(BaseTrainer):
     def _setup_train(self) -> None:
         super()._setup_train()
         train_set = self.train_loader.dataset
-        self.paths = images.unique_paths(train_set)
         self.skipped = images.skipped_paths(train_set)
         self._ids = {path: i for i, path in enumerate(self.paths)}
         self.boxes = images.box_counts(train_set, self.paths)
@@ -162,7 +161,16 @@ class AdaPruneMixin(BaseTrainer):
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
         with runtime.one_at_a_time(self.data["path"]):
-            return super().build_dataset(img_path, mode, batch)
+            dataset = super().build_dataset(img_path, mode, batch)
+        if mode == "train":
+            self.paths = images.unique_paths(dataset)
+        return dataset
+
+    def auto_batch(self) -> int:
+        """Find a batch size as Ultralytics does, of no more images than the fine-tune stage is left with."""
+        found = super().auto_batch()
+        left = len(self.paths) - drop_count(len(self.paths), self.prune_config.share)
+        return min(found, max(left, 2))
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
