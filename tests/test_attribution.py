@@ -504,7 +504,7 @@ def test_a_mixed_image_s_views_are_its_area_as_part_of_what_it_fills_alone(folde
         extents = np.full(N, 0.5)  # images of half the height of their width
         on = accounts(sources, numbers, batch, extents=extents)
         known = sources.rows.numpy() >= 0
-        by_source = np.minimum(sources.areas.numpy() / (0.5 * IMGSZ * IMGSZ), 1)
+        by_source = np.minimum(sources.areas.numpy() / (0.5 * max(sources.planes.shape[2:]) ** 2), 1)
         for owner, views in zip(on.numbers, on.views, strict=True):
             mine = known & (numbers[sources.rows.numpy()] == owner)
             assert views == pytest.approx(by_source[mine].sum(), rel=1e-5)

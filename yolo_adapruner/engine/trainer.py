@@ -115,7 +115,6 @@ class AdaPruneMixin(Resumable):
     def _setup_train(self) -> None:
         super()._setup_train()
         train_set = self.train_loader.dataset
-        self.paths = images.unique_paths(train_set)
         self.skipped = images.skipped_paths(train_set)
         self._ids = {path: i for i, path in enumerate(self.paths)}
         self.boxes = images.box_counts(train_set, self.paths)
@@ -172,11 +171,19 @@ class AdaPruneMixin(Resumable):
             try_out(transforms, self.args.imgsz, self.data.get("channels", 3), rect=self.args.rect)
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         found = labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+        if mode == "train":
+            self.paths = images.unique_paths(found)
         if mode != "train" or not self.prune_config.share:
             return found
         # Half of the finest stride is where the anchors are; images that are resized need each pixel.
         finest = int(unwrap_model(self.model).stride.min())
         return AttributedDataset.adopt(found, 1 if self.args.multi_scale else max(finest // 2, 1))
+
+    def auto_batch(self) -> int:
+        """Find a batch size as Ultralytics does, of no more images than the fine-tune stage is left with."""
+        found = super().auto_batch()
+        left = len(self.paths) - drop_count(len(self.paths), self.prune_config.share)
+        return min(found, max(left, 2))
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
