@@ -6,7 +6,6 @@ that last.pt holds is in the sidecar. It is read with torch's weights-only loade
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,10 +33,8 @@ def write(folder: Path, epoch: int, pruner: Pruner, paths: Sequence[str], config
             epochs = {e: s for e, s in _load(file)["epochs"].items() if e == epoch - 1}
     epochs[epoch] = _to_tensors(pruner.state_dict())
     content = {"format": _FORMAT, "images": hash_paths(paths), "prune": config.model_dump(), "epochs": epochs}
-    packed = io.BytesIO()  # through memory: on a full disk torch's own writer does not say why it failed
-    torch.save(content, packed)
     with replace_file(file) as temporary:
-        temporary.write_bytes(packed.getvalue())
+        torch.save(content, temporary)
 
 
 def read(folder: Path, epoch: int, paths: Sequence[str], config: PruneConfig) -> dict[str, Any]:
