@@ -111,6 +111,8 @@ class Resumable(BaseTrainer):
         """
         self._run_config = state.run_config(Path(self.save_dir)) if self.saved is None else self.saved["config"]
         if self.saved is None:
+            if RANK in {-1, 0} and not self.resume:  # of an earlier run in the same folder
+                (self.wdir / state.NAME).unlink(missing_ok=True)
             return
         state.check_data(Path(self.args.resume), self.saved, self.paths, self.data["names"])
         ran, runs = ({**where["versions"], "machine": where["machine"]} for where in (self.saved, self._where()))
@@ -210,6 +212,9 @@ class Resumable(BaseTrainer):
     @contextmanager
     def _written_whole(self, *present: str) -> Iterator[None]:
         """Let Ultralytics write into a folder of its own, and put what it wrote in place once it is whole."""
+        if RANK not in {-1, 0}:  # these only read
+            yield
+            return
         own = self.wdir, self.last, self.best
         try:
             with state.written_whole(self.wdir, *present) as folder:
@@ -223,6 +228,8 @@ class Resumable(BaseTrainer):
         if self.saved is None or not self.saved["training"]["trainer"]["stop"]:
             super()._do_train()
         else:
+            if self.world_size > 1:
+                self._setup_ddp()
             self._setup_train()
             self.final_eval()
             if self.args.plots:
