@@ -21,6 +21,7 @@ from yolo_adapruner.cli import main
 from yolo_adapruner.config import load
 from yolo_adapruner.data import export
 from yolo_adapruner.engine import distributed, run
+from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError, RunError
 
 N, RUINED, EPOCHS = 201, 20, 24
@@ -128,7 +129,7 @@ def train(kind: str, home: Path, folder: str, patch: pytest.MonkeyPatch, **setti
     (home / f"{folder}-notes").mkdir()
     patch.setenv(two_processes.NOTES, str(home / f"{folder}-notes"))
     patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-    patch.setattr(run, "AdaPruneTrainer", getattr(two_processes, kind))
+    patch.setattr(run, "trainer_for", lambda task: getattr(two_processes, kind))
     base = {"model": str(home / "small.yaml"), "data": str(home / "set" / "data.yaml")}
     return run.train(load(base, {**QUICK, **STILL, **settings}), save_dir=home / folder)
 
@@ -198,9 +199,10 @@ def test_the_first_rank_alone_writes_the_run_folder(home):
 @pytest.mark.slow
 def test_results_come_back_through_files(home):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.AdaPruneTrainer, "train", lambda self: None)
-        patch.setattr(run.AdaPruneTrainer, "__init__", lambda self: None)
-        trainer = run.AdaPruneTrainer()
+        patch.setattr(AdaPruneTrainer, "train", lambda self: None)
+        patch.setattr(AdaPruneTrainer, "__init__", lambda self: None)
+        trainer = AdaPruneTrainer()
+        trainer.seconds_before = 0.0
         trainer.save_dir, trainer.best = str(home / "two"), home / "two" / "weights" / "best.pt"
         result = run._finish(trainer)
     manifest, outcome = export.read(home / "two")
@@ -277,7 +279,7 @@ def test_what_launched_processes_refuse_is_one_line_and_leaves_no_folder(tmp_pat
     config = {"model": "small.yaml", "data": "set/data.yaml", "prune": {"share": 0.5}, "project": "runs"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "AdaPruneTrainer", two_processes.TwoOnCpu)
+    monkeypatch.setattr(run, "trainer_for", lambda task: two_processes.TwoOnCpu)
     assert main(["train", "run.yaml", "--name", "r", *helpers.cli_words(QUICK)]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

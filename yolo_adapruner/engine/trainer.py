@@ -24,12 +24,13 @@ from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import distributed, evidence, heads, labelcache, runtime, state
-from yolo_adapruner.engine.attribution import KEY, AttributedDataset
+from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import accounts
 from yolo_adapruner.engine.resumable import Resumable
+from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
