@@ -23,7 +23,7 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, heads, labelcache, runtime, state
+from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, state
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
@@ -79,7 +79,7 @@ class AdaPruneMixin(Resumable):
 
     def train(self) -> None:
         """Train here, or in processes that Ultralytics launches; an error of theirs ends this one with their line."""
-        with distributed.launching() if self.ddp else distributed.launched(str(self.args.data)):
+        with launch.launching() if self.ddp else launch.launched(str(self.args.data)):
             super().train()
 
     # ---- set-up -------------------------------------------------------------------------------------------------
