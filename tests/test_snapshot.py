@@ -273,7 +273,7 @@ def test_with_workers_a_resume_goes_on_with_another_shuffle_of_all_images():
     whole.close()
     resumed.close()
     assert second != first
-    assert sorted(sum(second[0], [])) == list(range(12))
+    assert sorted(i for batch in second[0] for i in batch) == list(range(12))
 
 
 def test_the_mosaic_buffer_is_read_again():
