@@ -1,7 +1,10 @@
-"""One image with ruined labels among clean ones, mixed by mosaic and mixup: the mask has to find it all the same."""
+"""Runs on mixed images: one image with ruined labels has to be found all the same, and a step must not cost more."""
+
+import time
 
 import numpy as np
 import pytest
+import torch
 
 from tests import helpers
 from tests.helpers import train_here, training_images
@@ -51,3 +54,42 @@ def test_an_image_with_ruined_labels_ends_among_the_lowest_weights(tmp_path, mon
     below = int((logits <= logits[trainer.paths.index(str(image))]).sum())
     assert below <= 0.02 * N
     assert not trainer.pruner.kept[trainer.paths.index(str(image))]
+
+
+STEPS = 30
+
+
+@pytest.mark.slow
+def test_a_training_step_costs_at_most_5_percent_more_than_the_stock_one(tmp_path, monkeypatch):
+    """Loader, weights and readings included; by processor time, interleaved, so that other programs do not count."""
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+    data = helpers.build_set(tmp_path / "set", train=64, val=4, size=320, suffix=".jpg")
+    settings = {"model": "yolov3-tiny.yaml", "imgsz": 160, "batch": 16, "mosaic": 1.0, "close_mosaic": 0, "epochs": 9}
+    ours = helpers.new_trainer(data, tmp_path / "ours", method={"warmup": 0}, **settings)
+    stock = DetectionTrainer(
+        overrides={**helpers.QUICK, **settings, "data": str(data), "save_dir": str(tmp_path / "stock")}
+    )
+    spent = {ours: [], stock: []}
+    loaders = {}
+    for trainer in spent:
+        trainer._setup_train()
+        trainer.epoch = 0
+        trainer.model.train()
+        trainer.run_callbacks("on_train_epoch_start")
+        loaders[trainer] = (batch for _ in range(STEPS) for batch in trainer.train_loader)
+    torch.set_num_threads(1)
+    for _ in range(STEPS):
+        for trainer, loader in loaders.items():
+            begin = time.process_time()
+            loss, _ = trainer.model(trainer.preprocess_batch(next(loader)))
+            loss.sum().backward()
+            trainer.optimizer_step()
+            if trainer is ours:
+                assert trainer._tap.weights is not None
+                assert trainer._tap.owners is not None
+            trainer.run_callbacks("on_train_batch_end")
+            spent[trainer].append(time.process_time() - begin)
+    with_owners, without = (np.median(spent[trainer][5:]) for trainer in (ours, stock))
+    assert with_owners <= 1.05 * without
