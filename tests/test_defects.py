@@ -261,6 +261,7 @@ def test_copies_take_the_place_of_clean_images_and_share_a_group_with_their_orig
     assert sorted(map(sorted, groups.values())) == [["clean", kind]] * 12
     assert len(alone) == 40 - 24
     assert len({t.original for t in truth.values()}) == 40 - 12
+    assert {g for g in groups if truth[f"{tmp_path}/set/images/train/{g[-6:]}.png"].kind == "clean"} == set(groups)
 
 
 def test_a_group_may_have_more_members(clean: Path, tmp_path: Path) -> None:
@@ -393,6 +394,26 @@ def test_polygons_become_boxes_and_equal_lines_count_once(tmp_path: Path) -> Non
     labels = read_labels(file, 2)
     assert labels.classes.tolist() == [1]
     assert np.allclose(labels.boxes, [[0.1, 0.1, 0.5, 0.3]])
+
+
+def test_a_data_file_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("train: [\n")
+    with pytest.raises(DataError, match="to be a data file") as caught:
+        plant(tmp_path / "bad.yaml", tmp_path / "set", {"missing": 0.1})
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
+    data = build_set(tmp_path / "a", train=6, val=2, empty=0)
+    build_set(tmp_path / "b", train=6, val=2, empty=0, seed=1)
+    both = write_data(
+        data.parent / "both.yaml", tmp_path, train=["a/images/train", "b/images/train"], val="a/images/val"
+    )
+    truth = load_truth(plant(both, tmp_path / "set", {"duplicate": 0.5}).parent)
+    groups = [t.group for t in truth.values()]
+    assert len(truth) == 12
+    assert {groups.count(g) for g in groups} == {2}
+    assert all(len({t.original for t in truth.values() if t.group == g}) == 1 for g in groups)
 
 
 @pytest.mark.parametrize("words", [["--kind", "missing", "--share", "0.1", "0.2"], ["--kind", "blurred"]])

@@ -92,7 +92,7 @@ def plant(
 
     Written beside `out` under another name and renamed when whole. It holds data.yaml, images, labels, truth.csv (a row
     a training image) and recipe.json with the digest over all of it; training images are numbered in the order of
-    their sources' paths.
+    their sources' paths, and a group is named after the number of its original.
 
     Args:
         data: Ultralytics data file of the clean set.
@@ -111,11 +111,9 @@ def plant(
         ConfigError: an argument is out of range, the set has too few images for it, or it has one class to swap.
         DataError: the set cannot be read, or `out` is taken by something else or cannot be written.
     """
-    from yolo_adapruner.engine.splits import load_data
-
     _check(shares, seed, part, group, images)
     out = Path(os.path.abspath(out))
-    content = load_data(str(data))
+    content = _data_file(data)
     classes = names(content)
     if "swapped" in shares and len(classes) == 1:
         raise ConfigError(f"Expected two classes or more to swap, but {data} has one: leave the kind swapped out.")
@@ -169,6 +167,15 @@ def load_truth(root: str | Path) -> dict[str, Truth]:
         }
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"Expected the truth of a planted set, but {file} cannot be read as one: {error}.") from None
+
+
+def _data_file(data: str | Path) -> dict[str, Any]:
+    from yolo_adapruner.engine.splits import load_data
+
+    try:
+        return load_data(str(data))
+    except ValueError as error:  # what Ultralytics says of a file that is no YAML
+        raise DataError(f"Expected {data} to be a data file, but: {' '.join(str(error).split())}.") from None
 
 
 def _check(shares: Mapping[str, float], seed: int, part: float, group: int, images: int | None) -> None:
@@ -239,7 +246,7 @@ def _copy(result: list[_Image], free: list[int], kind: str, count: int, seed: in
         raise ConfigError(f"Expected {count} clean images and one more for the kind {kind}, but {len(free)} are left.")
     for number, place in enumerate(places):
         source = originals[number % len(originals)]
-        truth = replace(result[source].truth, group=f"{kind}-{result[source].source.stem}")
+        truth = replace(result[source].truth, group=f"{kind}-{source:06d}")
         result[source] = replace(result[source], truth=truth)
         file, own = result[source].source, result[source].labels
         if kind == "duplicate":
@@ -295,7 +302,7 @@ def _write(out: Path, planted: Sequence[_Image], content: Mapping[str, Any], rec
             splits = [split for split in ("val", "test") if content.get(split)]
             for split in splits:
                 _write_clean(half, split, split_files(content[split]), bool(recipe["link"]))
-            kept = {key: content[key] for key in ("channels",) if key in content}
+            kept = {key: content[key] for key in ("channels",) if content.get(key, 3) != 3}
             lines = {**{s: f"images/{s}" for s in ("train", *splits)}, "names": names(content), **kept}
             head = f"# Planted by yolo_adapruner.study.defects; {_RECIPE} and {_TRUTH} say what.\n"
             _text(half / "data.yaml", head + yaml.safe_dump(lines, sort_keys=False, allow_unicode=True))
