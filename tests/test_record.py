@@ -14,9 +14,10 @@ from tests.helpers import QUICK, build_set, train_here, write_architecture
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.losses import Assignment
 from yolo_adapruner.errors import ConfigError, DataError
-from yolo_adapruner.study.defects import plant
+from yolo_adapruner.study.defects import LABEL_KINDS, plant
 from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP, objects, unexplained
 from yolo_adapruner.study.record import Recorder, main, record
+from yolo_adapruner.study.rehearse import FEATURES
 
 
 def assignment(**changes: Any) -> Assignment:
@@ -115,6 +116,30 @@ def test_every_object_of_an_augmented_image_keeps_its_row(planted: Path, tmp_pat
     seen = np.isfinite(found["objects"][..., OBJECT.index("anchors")])
     assert 0 < seen.mean() < 1
     assert seen.any(0).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_rehearsed_faults_speak_on_their_readings_and_change_no_training(planted: Path, tmp_path: Path) -> None:
+    class Rehearsing(Recorder):
+        rehearse = True
+
+    plain, asked = (
+        train_here(planted / "data.yaml", tmp_path / kind.__name__, share=0.0, epochs=14, trainer=kind)
+        for kind in (Recorder, Rehearsing)
+    )
+    stock, watched = (t.model.state_dict() for t in (plain, asked))
+    assert all(torch.equal(stock[name], watched[name]) for name in stock)
+    sheet, kinds = asked.sheets[-1], asked._rehearsal.kinds
+    assert set(kinds) == set(LABEL_KINDS)
+    assert np.allclose(sheet.features[:, :4], sheet.channels, equal_nan=True)
+    count = FEATURES.index("count")
+    change = np.sign(sheet.rehearsed[:, count] - sheet.features[:, count])
+    for kind, signs in (("missing", {-1}), ("spurious", {1}), ("shifted", {0}), ("swapped", {0})):
+        assert set(change[(kinds == kind) & np.isfinite(change)]) == signs
+    for kind, reading in (("shifted", "localisation"), ("swapped", "classification")):
+        column = FEATURES.index(reading)
+        wrong = sheet.rehearsed[kinds == kind, column]
+        assert np.nanmedian(wrong) > np.nanmedian(sheet.features[:, column])
 
 
 @pytest.mark.parametrize(

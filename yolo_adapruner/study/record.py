@@ -30,7 +30,8 @@ from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, ConfigError
 from yolo_adapruner.study.defects import CLEAN, Truth, load_truth
 from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP, objects, unexplained
-from yolo_adapruner.study.source import split_files
+from yolo_adapruner.study.rehearse import FEATURES, Rehearsal, features
+from yolo_adapruner.study.source import Labels, split_files
 
 RECIPE: dict[str, Any] = {
     "batch": 8,
@@ -56,12 +57,15 @@ class Sheet:
         self.channels = np.full((n, len(CHANNELS)), np.nan, np.float32)
         self.objects = np.full((int(first[-1]), len(OBJECT)), np.nan, np.float32)
         self.unexplained = np.full((n, TOP, len(EXTRA)), np.nan, np.float32)
+        self.features = np.full((n, len(FEATURES)), np.nan, np.float32)
+        self.rehearsed = np.full((n, len(FEATURES)), np.nan, np.float32)
 
     def add(self, seen: Assignment, ids: Sequence[int], image: torch.Tensor, row: torch.Tensor) -> None:
         """Note a batch: image ids (B,), and for each label its place in the batch and its row in the image's labels."""
         where = np.asarray(ids)
         self.channels[where] = detection_channels(seen).cpu().numpy()
         self.unexplained[where] = unexplained(seen).cpu().numpy()
+        self.features[where] = features(seen).cpu().numpy()
         place, label = image.long().cpu().numpy(), row.long().cpu().numpy()
         slot = np.arange(len(place)) - np.searchsorted(place, place)  # labels of a batch come image by image
         self.objects[self._first[where[place]] + label] = objects(seen).cpu().numpy()[place, slot]
@@ -72,12 +76,14 @@ class Recorder(AdaPruneTrainer):
 
     Attributes:
         clean_every: epochs between clean forwards, 0 for none; the last epoch has one too.
+        rehearse: also read each image under labels spoilt in memory (`rehearse.py`).
         sheets, clean: what was seen, an epoch each; `clean_epochs` says of which.
         metric: validation mAP50-95, an epoch each.
     """
 
     prune_config = PruneConfig(share=0)
     clean_every = 0
+    rehearse = False
 
     def _setup_train(self) -> None:
         super()._setup_train()
@@ -100,6 +106,12 @@ class Recorder(AdaPruneTrainer):
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         self._watch = LossTap(model.criterion)
+        self._rehearsal: Rehearsal | None = None
+        if self.rehearse:
+            head = getattr(model.criterion, "one2many", model.criterion)
+            own = [self.labels[path] for path in self.paths]
+            true = [Labels(cls[:, 0].astype(np.int64), _corners(box)) for cls, box in own]
+            self._rehearsal = head.assigner = Rehearsal(head.assigner, true, self.data["nc"], self.args.seed)
 
     def run_callbacks(self, event: str) -> None:
         """Keep the books of the epoch, then do as before."""
@@ -108,6 +120,9 @@ class Recorder(AdaPruneTrainer):
             self._sheet = Sheet(len(self.paths), self.first)
         elif event == "on_train_batch_end" and self._watch.assignment is not None:
             self._sheet.add(self._watch.assignment, self._in_batch, *self._labels_in_batch)
+            if self._rehearsal is not None:
+                size = (self.args.imgsz, self.args.imgsz)
+                self._sheet.rehearsed[np.asarray(self._in_batch)] = self._rehearsal.spoilt(self._in_batch, size)
             self._watch.clear()
         elif event == "on_train_epoch_end":
             self._watch.watching = False
@@ -166,7 +181,11 @@ def write(trainer: Recorder, truth: Mapping[str, Truth], out: Path, meta: Mappin
         "clean_epochs": np.array(trainer.clean_epochs, np.int64),
         "meta": np.array(json.dumps(dict(meta))),
     }
-    for name in ("channels", "objects", "unexplained"):
+    names = ("channels", "objects", "unexplained", "features")
+    if trainer._rehearsal is not None:
+        arrays["rehearsed_kind"] = trainer._rehearsal.kinds
+        arrays["rehearsed"] = np.stack([sheet.rehearsed for sheet in trainer.sheets])
+    for name in names:
         arrays[name] = np.stack([getattr(sheet, name) for sheet in trainer.sheets])
         if trainer.clean:
             arrays[f"clean_{name}"] = np.stack([getattr(sheet, name) for sheet in trainer.clean])
@@ -175,7 +194,15 @@ def write(trainer: Recorder, truth: Mapping[str, Truth], out: Path, meta: Mappin
         np.savez_compressed(stream, **arrays)
 
 
-def record(data: str, truth: str | None, out: Path, *, clean_every: int = 0, **settings: Any) -> Path:
+def _corners(boxes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Boxes (n, 4) of centre and size as x1 y1 x2 y2."""
+    half = boxes[:, 2:] / 2
+    return np.asarray(np.column_stack([boxes[:, :2] - half, boxes[:, :2] + half]).clip(0, 1), float)
+
+
+def record(
+    data: str, truth: str | None, out: Path, *, clean_every: int = 0, rehearse: bool = False, **settings: Any
+) -> Path:
     """Train and write the recording; the run folder is thrown away.
 
     Args:
@@ -183,13 +210,14 @@ def record(data: str, truth: str | None, out: Path, *, clean_every: int = 0, **s
         truth: folder or file of the planted truth; None takes every image for clean.
         out: the .npz to write.
         clean_every: see `Recorder`.
+        rehearse: see `Recorder`.
         settings: Ultralytics' settings over `RECIPE`; `model`, `imgsz`, `epochs`, `seed` are wanted.
 
     Raises:
         ConfigError, DataError: see their lines.
     """
     known = load_truth(truth) if truth else {}
-    kind = type("Recorder", (Recorder,), {"clean_every": clean_every})
+    kind = type("Recorder", (Recorder,), {"clean_every": clean_every, "rehearse": rehearse})
     with tempfile.TemporaryDirectory(prefix="record-") as folder, one_line_errors(data):
         trainer = kind(overrides={**RECIPE, **settings, "task": "detect", "data": data, "save_dir": folder})
         if known and not set(known) & {file.as_posix() for file in split_files(trainer.data["train"])}:
@@ -209,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clean-every", type=int, default=0, help="epochs between looks without augmentation")
+    parser.add_argument("--rehearse", action="store_true", help="also read each image under labels spoilt in memory")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="further Ultralytics settings")
     args = parser.parse_args(argv)
@@ -216,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if wrong := [word for word in args.settings if "=" not in word]:
             raise ConfigError(f"Expected settings as key=value, but got {' '.join(wrong)}.")
         more = {key: parse_yaml(value) for key, _, value in (word.partition("=") for word in args.settings)}
-        given = {name: getattr(args, name) for name in ("model", "imgsz", "epochs", "seed", "clean_every")}
+        given = {name: getattr(args, name) for name in ("model", "imgsz", "epochs", "seed", "clean_every", "rehearse")}
         print(record(args.data, args.truth, args.out, **given, **more))
     except AdaPrunerError as error:
         print(error, file=sys.stderr)
