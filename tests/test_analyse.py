@@ -11,6 +11,7 @@ import pytest
 from yolo_adapruner.errors import DataError
 from yolo_adapruner.study.analyse import candidates, figures, fisher, load, main, nats, table
 from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP
+from yolo_adapruner.study.rehearse import FEATURES
 
 EPOCHS, N = 4, 60
 EACH = 6
@@ -97,6 +98,34 @@ def test_nats_by_group_take_each_group_by_itself() -> None:
     both = np.concatenate([values, 100 * values])
     apart = nats(both, np.repeat([0, 1], 200))
     assert np.allclose(apart[:200], apart[200:])
+
+
+def test_the_judge_of_rehearsed_faults_joins_where_there_was_a_rehearsal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    plain = write_recording(tmp_path / "plain.npz")
+    with np.load(plain) as found:
+        kinds = found["kind"]
+    named = np.array(["shifted", "swapped"])[np.arange(N) % 2]
+    features = rng.lognormal(0, 0.3, (EPOCHS, N, len(FEATURES))).astype(np.float32)
+    features[:, kinds == "shifted", FEATURES.index("localisation")] *= 5
+    features[:, kinds == "swapped", FEATURES.index("classification")] *= 5
+    rehearsed = rng.lognormal(0, 0.3, features.shape).astype(np.float32)
+    rehearsed[:, named == "shifted", FEATURES.index("localisation")] *= 5
+    rehearsed[:, named == "swapped", FEATURES.index("classification")] *= 5
+    file = write_recording(tmp_path / "a.npz", features=features, rehearsed=rehearsed, rehearsed_kind=named)
+    rec = load(file)
+    score = figures(rec, candidates(rec)["judge of rehearsed faults"])
+    assert min(score["shifted"], score["swapped"]) > 0.95
+    assert main([str(file)]) == 0
+    said = capsys.readouterr().out
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines()]
+    shifted = next(r for r in rows if r and r[0] == "shifted")
+    assert shifted[1] == str(EACH)
+    assert int(shifted[2]) >= EACH - 1
+    # Beside a recording without one, its mean is over those that have it.
+    assert "| judge of rehearsed faults | " in table([load(plain), rec])
 
 
 def test_copies_take_no_part_in_the_figures(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from yolo_adapruner.core.signal import channel_surprise, surprise
 from yolo_adapruner.engine.channels import CHANNELS
 from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
 from yolo_adapruner.study.defects import CLEAN, COPY_KINDS, LABEL_KINDS
+from yolo_adapruner.study.judge import Verdict, judge
 from yolo_adapruner.study.planted import auroc
 from yolo_adapruner.study.readings import OBJECT
 
@@ -44,6 +45,7 @@ class Recording:
         owner, classes: each object's image and class, (O,).
         unexplained: (N, 10) confidences, falling.
         metric: validation mAP50-95 after the last epoch.
+        features, rehearsed, rehearsed_kinds: what `judge` takes, or None where nothing was rehearsed.
     """
 
     kinds: NDArray[np.str_]
@@ -54,6 +56,15 @@ class Recording:
     unexplained: Array
     metric: float
     meta: Mapping[str, Any]
+    features: Array | None = None
+    rehearsed: Array | None = None
+    rehearsed_kinds: NDArray[np.str_] | None = None
+
+    def verdict(self) -> Verdict | None:
+        """Return what the judge learned from rehearsed faults says, or None where nothing was rehearsed."""
+        if self.features is None or self.rehearsed is None or self.rehearsed_kinds is None:
+            return None
+        return judge(self.features, self.rehearsed, self.rehearsed_kinds)
 
     def object(self, name: str) -> Array:
         """Return one reading of every object, (O,)."""
@@ -100,9 +111,17 @@ def load(file: Path, window: tuple[float, float] = WINDOW, *, clean: bool = Fals
                 unexplained=means["unexplained"][..., 0],
                 metric=float(found["metric"][-1]),
                 meta=json.loads(str(found["meta"])),
+                **_rehearsal(found, rows, clean),
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"Expected a recording, but {file} cannot be read as one: {error}.") from None
+
+
+def _rehearsal(found: Mapping[str, NDArray[Any]], rows: NDArray[np.int64], clean: bool) -> dict[str, Any]:
+    if clean or "rehearsed" not in found:
+        return {}
+    means = {name: _mean(found[name][rows].astype(float)) for name in ("features", "rehearsed")}
+    return {**means, "rehearsed_kinds": found["rehearsed_kind"]}
 
 
 def _mean(values: Array) -> Array:
@@ -161,6 +180,7 @@ def candidates(rec: Recording) -> dict[str, Array]:
         return nats(rec.over_objects(values, lambda own: float(own.mean())))
 
     localisation = rec.object("localisation")
+    verdict = rec.verdict()
     return {
         **{f"{name} alone": values for name, values in channel.items()},
         "today: norm of four": surprise(rec.channels),
@@ -173,6 +193,7 @@ def candidates(rec: Recording) -> dict[str, Array]:
         "unseen, contest, missing": norm(pooled(unseen(rec)), pooled(contest(rec)), missing),
         "the same, image means": norm(mean(unseen(rec)), mean(contest(rec)), missing),
         "labelled class unseen, missing": norm(pooled(unseen(rec, "labelled")), missing),
+        **({} if verdict is None else {"judge of rehearsed faults": verdict.suspicion}),
     }
 
 
@@ -202,10 +223,10 @@ def table(recs: Sequence[Recording]) -> str:
     columns = (*LABEL_KINDS, "any", "hits")
     lines = [f"| score | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
     by_recording = [{name: figures(rec, score) for name, score in candidates(rec).items()} for rec in recs]
-    for name in by_recording[0]:
+    for name in {name: None for f in by_recording for name in f}:
         cells = []
         for column in columns:
-            known = [f[name][column] for f in by_recording if np.isfinite(f[name][column])]
+            known = [f[name][column] for f in by_recording if name in f and np.isfinite(f[name][column])]
             cells.append(f"{statistics.fmean(known):.3f}" if known else "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     planted = ", ".join(f"{(rec.kinds != CLEAN).sum()} of {len(rec.kinds)}" for rec in recs)
@@ -213,6 +234,26 @@ def table(recs: Sequence[Recording]) -> str:
     return "\n".join(
         [*lines, "", f"{len(recs)} recordings; planted {planted}; validation mAP50-95 at the end {reached}."]
     )
+
+
+def confusion(recs: Sequence[Recording]) -> str:
+    """Return which kind the judge of rehearsed faults names for each planted kind, in Markdown, summed over recordings.
+
+    Of the images that rank among as many as were planted wrong; the rest count as not named.
+    """
+    lines = [f"| planted | images | {' | '.join(LABEL_KINDS)} | not named |", "|" + "---|" * (len(LABEL_KINDS) + 3)]
+    named: dict[str, list[str]] = {}
+    for rec in recs:
+        verdict = rec.verdict()
+        assert verdict is not None
+        wrong = int(np.isin(rec.kinds, LABEL_KINDS).sum())
+        top = np.isin(np.arange(len(rec.kinds)), np.argsort(-verdict.suspicion, kind="stable")[:wrong])
+        for kind, said in zip(rec.kinds, np.where(top, verdict.kind, ""), strict=True):
+            named.setdefault(str(kind), []).append(str(said))
+    for kind, said in sorted(named.items()):
+        cells = [str(said.count(k)) for k in (*LABEL_KINDS, "")]
+        lines.append(f"| {kind} | {len(said)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,7 +269,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         low, high = args.window
         if not 0 <= low < high <= 1:
             raise ConfigError(f"Expected a window of two rising shares in [0, 1], but got {low:g} {high:g}.")
-        print(table([load(file, (low, high), clean=args.clean) for file in args.recordings]))
+        recs = [load(file, (low, high), clean=args.clean) for file in args.recordings]
+        print(table(recs))
+        if all(rec.rehearsed is not None for rec in recs):
+            print(f"\n{confusion(recs)}")
     except AdaPrunerError as error:
         print(error, file=sys.stderr)
         return error.exit_code
