@@ -93,6 +93,7 @@ class Recorder(AdaPruneTrainer):
         self.clean: list[Sheet] = []
         self.clean_epochs: list[int] = []
         self.metric: list[float] = []
+        self._number = {path: i for i, path in enumerate(self.paths)}
         self.first = np.concatenate([[0], np.cumsum(self.boxes)])
         own = self.train_loader.dataset.labels
         self.labels = {
@@ -135,7 +136,7 @@ class Recorder(AdaPruneTrainer):
         cls = batch["cls"].floor()
         self._labels_in_batch = batch["batch_idx"], ((batch["cls"] - cls) * _ROWS).round()[:, 0]
         batch["cls"] = cls
-        self._in_batch = [self._ids[images.identity(f)] for f in batch["im_file"]]
+        self._in_batch = [self._number[images.identity(f)] for f in batch["im_file"]]
         return batch
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
@@ -157,8 +158,8 @@ class Recorder(AdaPruneTrainer):
             batch = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             self.model.criterion(model(batch["img"].float() / 255), batch)
             place = batch["batch_idx"]
-            row = torch.arange(len(place)) - torch.searchsorted(place, place)
-            ids = [self._ids[images.identity(f)] for f in batch["im_file"]]
+            row = torch.arange(len(place), device=place.device) - torch.searchsorted(place, place)
+            ids = [self._number[images.identity(f)] for f in batch["im_file"]]
             assert self._watch.assignment is not None
             sheet.add(self._watch.assignment, ids, place, row)
         self._watch.watching = False
