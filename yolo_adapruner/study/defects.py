@@ -40,33 +40,12 @@ from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
 from yolo_adapruner.study import duplicates
 from yolo_adapruner.study.faults import FAULTS, Peers
 from yolo_adapruner.study.source import Labels, label_file, names, read_split, split_files
+from yolo_adapruner.study.truth import CLEAN, COLUMNS, COPY_KINDS, KINDS, LABEL_KINDS, TRUTH, Truth
 
-LABEL_KINDS = ("shifted", "swapped", "missing", "spurious", "shuffled")
-COPY_KINDS = ("duplicate", "near-duplicate")
-KINDS = (*LABEL_KINDS, *COPY_KINDS)
-CLEAN = "clean"
 _FORMAT = 1  # raise it whenever the same arguments would give other bytes
-_RECIPE, _TRUTH = "recipe.json", "truth.csv"
-_COLUMNS = ("path", "kind", "original", "group", "changed")
+_RECIPE = "recipe.json"
 _ORDER = len(KINDS)  # the random stream of the images' order, beside one for each kind
 _SAMPLE = _ORDER + 1
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is known of one training image.
-
-    Attributes:
-        kind: "clean" or one of `KINDS`; in the embedded set's truth also "empty".
-        original: the source set's image whose pixels these are; "" where the truth file does not say.
-        group: the same for an image and its copies; "" where there is none.
-        changed: labels moved, renamed, taken away or added.
-    """
-
-    kind: str
-    original: str = ""
-    group: str = ""
-    changed: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,35 +117,6 @@ def plant(
     planted = _planted(root, files, labels, shares, Peers(labels, len(classes), part), seed, group)
     _write(out, planted, content, recipe)
     return out / "data.yaml"
-
-
-def load_truth(root: str | Path) -> dict[str, Truth]:
-    """Return what is known of each training image: absolute path with forward slashes -> `Truth`.
-
-    Reads the truth file of the embedded set as well, its kinds under the names of `KINDS`.
-
-    Raises:
-        DataError: there is no truth file, or it is none.
-    """
-    root = Path(os.path.abspath(root))
-    file = root / _TRUTH if root.is_dir() else root
-    older = {"classes": "swapped", "boxes": "shifted", "duplicate": "near-duplicate"}
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        embedded = bool(rows) and "split" in rows[0]
-        rows = [row for row in rows if row.get("split", "train") == "train"]
-        return {
-            (file.parent / row["path"]).as_posix(): Truth(
-                older.get(row["kind"], row["kind"]) if embedded else row["kind"],
-                row.get("original", ""),
-                row["group"],
-                int(row.get("changed", 0)),
-            )
-            for row in rows
-        }
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise DataError(f"Expected the truth of a planted set, but {file} cannot be read as one: {error}.") from None
 
 
 def _data_file(data: str | Path) -> dict[str, Any]:
@@ -304,7 +254,7 @@ def _write(out: Path, planted: Sequence[_Image], content: Mapping[str, Any], rec
                 _write_clean(half, split, split_files(content[split]), bool(recipe["link"]))
             kept = {key: content[key] for key in ("channels",) if content.get(key, 3) != 3}
             lines = {**{s: f"images/{s}" for s in ("train", *splits)}, "names": names(content), **kept}
-            head = f"# Planted by yolo_adapruner.study.defects; {_RECIPE} and {_TRUTH} say what.\n"
+            head = f"# Planted by yolo_adapruner.study.defects; {_RECIPE} and {TRUTH} say what.\n"
             _text(half / "data.yaml", head + yaml.safe_dump(lines, sort_keys=False, allow_unicode=True))
             _text(half / _RECIPE, json.dumps({**recipe, "digest": digest(half)}, indent=1) + "\n")
             if out.is_dir():
@@ -315,7 +265,7 @@ def _write(out: Path, planted: Sequence[_Image], content: Mapping[str, Any], rec
 
 
 def _write_train(half: Path, planted: Sequence[_Image], link: bool) -> None:
-    rows = [_COLUMNS]
+    rows = [COLUMNS]
     for number, image in enumerate(planted):
         suffix = image.copy[0] if image.copy else image.source.suffix.lower()
         path = half / "images" / "train" / f"{number:06d}{suffix}"
@@ -327,7 +277,7 @@ def _write_train(half: Path, planted: Sequence[_Image], link: bool) -> None:
         _text(half / "labels" / "train" / f"{number:06d}.txt", image.labels.text())
         t = image.truth
         rows.append((path.relative_to(half).as_posix(), t.kind, t.original, t.group, str(t.changed)))
-    with (half / _TRUTH).open("w", newline="", encoding="utf-8") as stream:
+    with (half / TRUTH).open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows(rows)
 
 

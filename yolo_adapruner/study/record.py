@@ -28,10 +28,10 @@ from yolo_adapruner.engine.detect import METRIC, AdaPruneTrainer
 from yolo_adapruner.engine.losses import Assignment, LossTap
 from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, ConfigError
-from yolo_adapruner.study.defects import CLEAN, Truth, load_truth
 from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP, objects, unexplained
 from yolo_adapruner.study.rehearse import FEATURES, Rehearsal, features
 from yolo_adapruner.study.source import Labels, split_files
+from yolo_adapruner.study.truth import CLEAN, Truth, load_truth
 
 RECIPE: dict[str, Any] = {
     "batch": 8,
