@@ -1,0 +1,168 @@
+"""The offline comparison of scores: the right objects in the right image, figures by hand, bad input in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolo_adapruner.errors import DataError
+from yolo_adapruner.study.analyse import candidates, figures, fisher, load, main, nats, table
+from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP
+from yolo_adapruner.study.rehearse import FEATURES
+
+EPOCHS, N = 4, 60
+EACH = 6
+
+
+def write_recording(file: Path, **changes: Any) -> Path:
+    """Localisation and support tell shifted images, contest swapped ones, the last channel missing ones."""
+    rng = np.random.default_rng(0)
+    kinds = np.array(["shifted"] * EACH + ["swapped"] * EACH + ["missing"] * EACH + ["clean"] * (N - 3 * EACH))
+    owner = np.repeat(np.arange(N - 1), 3)  # the last image has no object
+    channels = rng.lognormal(0, 0.2, (EPOCHS, N, 4)).astype(np.float32)
+    objects = rng.uniform(0.1, 0.3, (EPOCHS, len(owner), len(OBJECT))).astype(np.float32)
+    objects[..., OBJECT.index("support")] += 0.6
+    objects[..., OBJECT.index("labelled")] += 0.6
+    channels[:, :EACH, 0] *= 5
+    objects[:, owner < EACH, OBJECT.index("support")] = 0.01
+    swapped = (owner >= EACH) & (owner < 2 * EACH)
+    objects[:, swapped, OBJECT.index("labelled")], objects[:, swapped, OBJECT.index("other")] = 0.1, 0.9
+    channels[:, 2 * EACH : 3 * EACH, 3] *= 5
+    channels[:, -1, :3] = np.nan
+    arrays = {
+        "kind": kinds, "channels": channels, "objects": objects, "object_image": owner,
+        "object_class": np.zeros(len(owner), np.int64), "metric": np.linspace(0.1, 0.4, EPOCHS),
+        "unexplained": np.zeros((EPOCHS, N, TOP, len(EXTRA)), np.float32), "clean_epochs": np.array([3]), "meta": "{}",
+        "clean_channels": channels[-1:], "clean_objects": objects[-1:],
+        "clean_unexplained": np.zeros((1, N, TOP, len(EXTRA)), np.float32),
+    }  # fmt: skip
+    np.savez(file, **{**arrays, **changes})
+    return file
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recording(tmp_path_factory.mktemp("rec") / "rec.npz")
+
+
+@pytest.mark.parametrize(
+    ("score", "kind"),
+    [
+        ("localisation alone", "shifted"),
+        ("unseen pooled", "shifted"),
+        ("contest pooled", "swapped"),
+        ("missing alone", "missing"),
+        *[("unseen, contest, missing", kind) for kind in ("shifted", "swapped", "missing")],
+    ],
+)
+def test_a_score_finds_the_kind_that_speaks_on_its_reading(recording: Path, score: str, kind: str) -> None:
+    rec = load(recording)
+    assert figures(rec, candidates(rec)[score])[kind] > 0.99
+
+
+def test_the_window_is_a_share_of_the_epochs(recording: Path) -> None:
+    with np.load(recording) as found:
+        late = found["channels"][2:].mean(0)
+        last = found["channels"][-1]
+    assert np.allclose(load(recording).channels, late, equal_nan=True)
+    assert np.allclose(load(recording, clean=True).channels, last, equal_nan=True)
+
+
+def test_readings_of_objects_go_to_their_own_image(recording: Path) -> None:
+    rec = load(recording)
+    counted = rec.over_objects(rec.owner.astype(float), lambda own: float(own.sum()))
+    assert counted[:-1].tolist() == [3 * i for i in range(N - 1)]
+    assert np.isnan(counted[-1])
+
+
+def test_fisher_is_uniform_in_probability_whatever_the_number_of_objects() -> None:
+    rng = np.random.default_rng(0)
+    assert fisher(np.array([1.7])) == pytest.approx(1.7)
+    for n in (1, 5, 20):
+        p = np.exp([-fisher(rng.exponential(size=n)) for _ in range(2000)])
+        assert np.quantile(p, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.04)
+
+
+def test_fisher_stays_finite_and_ordered_far_out() -> None:
+    far = [fisher(np.array([x, x, x])) for x in (1e2, 1e3, 1e5, 1e9)]
+    assert np.isfinite(far).all()
+    assert far == sorted(far)
+    assert fisher(np.zeros(4)) == 0
+
+
+def test_nats_by_group_take_each_group_by_itself() -> None:
+    values = np.exp(np.random.default_rng(0).normal(size=200))
+    both = np.concatenate([values, 100 * values])
+    apart = nats(both, np.repeat([0, 1], 200))
+    assert np.allclose(apart[:200], apart[200:])
+
+
+def test_the_judge_of_rehearsed_faults_joins_where_there_was_a_rehearsal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    plain = write_recording(tmp_path / "plain.npz")
+    with np.load(plain) as found:
+        kinds = found["kind"]
+    named = np.array(["shifted", "swapped"])[np.arange(N) % 2]
+    features = rng.lognormal(0, 0.3, (EPOCHS, N, len(FEATURES))).astype(np.float32)
+    features[:, kinds == "shifted", FEATURES.index("localisation")] *= 5
+    features[:, kinds == "swapped", FEATURES.index("classification")] *= 5
+    rehearsed = rng.lognormal(0, 0.3, features.shape).astype(np.float32)
+    rehearsed[:, named == "shifted", FEATURES.index("localisation")] *= 5
+    rehearsed[:, named == "swapped", FEATURES.index("classification")] *= 5
+    file = write_recording(tmp_path / "a.npz", features=features, rehearsed=rehearsed, rehearsed_kind=named)
+    rec = load(file)
+    score = figures(rec, candidates(rec)["judge of rehearsed faults"])
+    assert min(score["shifted"], score["swapped"]) > 0.95
+    assert main([str(file)]) == 0
+    said = capsys.readouterr().out
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines()]
+    shifted = next(r for r in rows if r and r[0] == "shifted")
+    assert shifted[1] == str(EACH)
+    assert int(shifted[2]) >= EACH - 1
+    # Beside a recording without one, its mean is over those that have it.
+    assert "| judge of rehearsed faults | " in table([load(plain), rec])
+
+
+def test_copies_take_no_part_in_the_figures(tmp_path: Path) -> None:
+    with np.load(write_recording(tmp_path / "a.npz")) as found:
+        kinds = found["kind"].copy()
+    kinds = kinds.astype("U20")
+    kinds[-10:] = "near-duplicate"
+    rec = load(write_recording(tmp_path / "b.npz", kind=kinds))
+    score = np.zeros(N)
+    score[:EACH] = 1
+    score[-10:] = 2
+    assert figures(rec, score)["shifted"] == 1
+
+
+def test_the_table_names_what_it_was_made_from(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recording), str(recording), "--window", "0.5", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "2 recordings; planted 18 of 60, 18 of 60; validation mAP50-95 at the end 0.400, 0.400." in said
+    assert "| missing alone | " in said
+    assert said.strip() == table([load(recording)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--window", "1", "0"], "rising shares"), (["--window", "0", "0.1"], "has none"), ([], "")]
+)
+def test_bad_input_is_refused_in_one_line(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    (tmp_path / "no.npz").write_text("no")
+    assert main([str(recording if words else tmp_path / "no.npz"), *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("Expected")
+    assert said in error
+    assert "\n" not in error
+
+
+def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", a=np.zeros(2))
+    with pytest.raises(DataError, match="cannot be read as one"):
+        load(tmp_path / "other.npz")

@@ -1,0 +1,77 @@
+"""The judge that learns from rehearsed faults: finds faults of that kind, names them, and never sees whom it judges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from yolo_adapruner.errors import DataError
+from yolo_adapruner.study.judge import judge
+from yolo_adapruner.study.planted import auroc
+from yolo_adapruner.study.rehearse import FEATURES
+
+N = 200
+SIGNS = {"shifted": ("localisation", 3.0), "swapped": ("classification", 4.0), "missing": ("missing", 3.0)}
+KINDS = np.array(list(SIGNS))
+
+
+def spoil(readings: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    result = readings.copy()
+    for kind, (name, factor) in SIGNS.items():
+        result[kinds == kind, FEATURES.index(name)] *= factor
+    return result
+
+
+def readings(rng: np.random.Generator) -> np.ndarray:
+    return rng.lognormal(0, 0.3, (N, len(FEATURES)))
+
+
+def planted(seed: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Readings of images some of which are wrong, their truth, and the rehearsal of each image."""
+    rng = np.random.default_rng(seed)
+    truth = np.where(rng.random(N) < share, rng.choice(KINDS, N), "clean")
+    found = spoil(readings(rng), truth)
+    rehearsed_kinds = rng.choice(KINDS, N)
+    return found, truth, spoil(found, rehearsed_kinds), rehearsed_kinds
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_faults_like_the_rehearsed_ones_are_found_and_named(seed: int) -> None:
+    found, truth, rehearsed, kinds = planted(seed)
+    verdict = judge(found, rehearsed, kinds)
+    wrong = truth != "clean"
+    assert auroc(verdict.suspicion, wrong) > 0.94
+    assert (verdict.kind[wrong] == truth[wrong]).mean() > 0.9
+
+
+def test_a_set_without_faults_gives_no_image_away() -> None:
+    """A judge that saw whom it judges would be sure of all of them; out of fold, most stay below even odds."""
+    found, _, rehearsed, kinds = planted(3, share=0.0)
+    assert (judge(found, rehearsed, kinds).suspicion > 0).mean() < 0.15
+
+
+def test_a_rehearsal_that_changes_nothing_teaches_nothing() -> None:
+    rng = np.random.default_rng(0)
+    assert abs(judge(readings(rng), readings(rng), rng.choice(KINDS, N)).suspicion.mean()) < 1
+
+
+def test_the_same_input_gives_the_same_verdict() -> None:
+    found, _, rehearsed, kinds = planted(5)
+    a, b = judge(found, rehearsed, kinds, seed=1), judge(found, rehearsed, kinds, seed=1)
+    assert np.array_equal(a.suspicion, b.suspicion)
+
+
+def test_images_without_labels_or_rehearsal_are_judged_too() -> None:
+    found, _, rehearsed, kinds = planted(6)
+    found[:5, :3] = np.nan
+    rehearsed[:20] = np.nan
+    verdict = judge(found, rehearsed, kinds)
+    assert np.isfinite(verdict.suspicion).all()
+    assert set(verdict.kind) <= set(KINDS)
+
+
+@pytest.mark.parametrize("n", [5, N])
+def test_too_little_to_learn_from_is_refused(n: int) -> None:
+    found, _, rehearsed, kinds = planted(7)
+    with pytest.raises(DataError, match="two kinds"):
+        judge(found[:n], rehearsed[:n], kinds[:n] if n < N else np.full(N, "shifted"))

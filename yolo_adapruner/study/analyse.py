@@ -1,0 +1,283 @@
+"""Which way to judge an image finds which planted defect: candidates compared on recordings, offline.
+
+    python -m yolo_adapruner.study.analyse rec.npz [rec.npz ...]
+
+Reads recordings of `record.py` and trains nothing. A candidate turns the readings of a window of epochs into one number
+an image; the table gives its AUROC for each kind against the clean images, the mean over recordings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln, logsumexp
+
+from yolo_adapruner.core.signal import channel_surprise, surprise
+from yolo_adapruner.engine.channels import CHANNELS
+from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
+from yolo_adapruner.study.judge import Verdict, judge
+from yolo_adapruner.study.planted import auroc
+from yolo_adapruner.study.readings import OBJECT
+from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, LABEL_KINDS
+
+Array = NDArray[np.float64]
+WINDOW = (0.5, 1.0)
+_EPS = 1e-4  # of a confidence, below which an object is not seen at all
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What a recording says, the mean over a window of epochs; N images, O objects.
+
+    Attributes:
+        kinds: (N,) of "clean" or a planted kind.
+        channels: (N, 4); objects: (O, 8), columns `readings.OBJECT`; NaN where there was no reading.
+        owner, classes: each object's image and class, (O,).
+        unexplained: (N, 10) confidences, falling.
+        metric: validation mAP50-95 after the last epoch.
+        features, rehearsed, rehearsed_kinds: what `judge` takes, or None where nothing was rehearsed.
+    """
+
+    kinds: NDArray[np.str_]
+    channels: Array
+    objects: Array
+    owner: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    unexplained: Array
+    metric: float
+    meta: Mapping[str, Any]
+    features: Array | None = None
+    rehearsed: Array | None = None
+    rehearsed_kinds: NDArray[np.str_] | None = None
+
+    def verdict(self) -> Verdict | None:
+        """Return what the judge learned from rehearsed faults says, or None where nothing was rehearsed."""
+        if self.features is None or self.rehearsed is None or self.rehearsed_kinds is None:
+            return None
+        return judge(self.features, self.rehearsed, self.rehearsed_kinds)
+
+    def object(self, name: str) -> Array:
+        """Return one reading of every object, (O,)."""
+        return self.objects[:, OBJECT.index(name)]
+
+    def over_objects(self, values: Array, how: Callable[[Array], float]) -> Array:
+        """Return what `how` makes of the values of each image's objects, (N,); NaN where there are none."""
+        result = np.full(len(self.kinds), np.nan)
+        for i, own in enumerate(np.split(values, np.searchsorted(self.owner, np.arange(1, len(result))))):
+            if len(own := own[np.isfinite(own)]):
+                result[i] = how(own)
+        return result
+
+
+def load(file: Path, window: tuple[float, float] = WINDOW, *, clean: bool = False) -> Recording:
+    """Read a recording.
+
+    Args:
+        file: an .npz of `record.py`.
+        window: first and last epoch to take the mean over, as shares of the run.
+        clean: take the looks of the averaged model at the images as they are instead, those in the window.
+
+    Raises:
+        DataError: it is no recording, or nothing was recorded in the window.
+    """
+    try:
+        with np.load(file) as found:
+            epochs = np.arange(len(found["metric"]))
+            low, high = (share * len(epochs) for share in window)
+            at = found["clean_epochs"] if clean else epochs
+            rows = np.flatnonzero((at >= round(low)) & (at < round(high)))
+            if not len(rows):
+                raise DataError(f"Expected readings from {window[0]:g} to {window[1]:g} of {file}, but it has none.")
+            prefix = "clean_" if clean else ""
+            means = {
+                name: _mean(found[prefix + name][rows].astype(float)) for name in ("channels", "objects", "unexplained")
+            }
+            return Recording(
+                kinds=found["kind"],
+                channels=means["channels"],
+                objects=means["objects"],
+                owner=found["object_image"],
+                classes=found["object_class"],
+                unexplained=means["unexplained"][..., 0],
+                metric=float(found["metric"][-1]),
+                meta=json.loads(str(found["meta"])),
+                **_rehearsal(found, rows, clean),
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"Expected a recording, but {file} cannot be read as one: {error}.") from None
+
+
+def _rehearsal(found: Mapping[str, NDArray[Any]], rows: NDArray[np.int64], clean: bool) -> dict[str, Any]:
+    if clean or "rehearsed" not in found:
+        return {}
+    means = {name: _mean(found[name][rows].astype(float)) for name in ("features", "rehearsed")}
+    return {**means, "rehearsed_kinds": found["rehearsed_kind"]}
+
+
+def _mean(values: Array) -> Array:
+    """Mean over the first axis of what was read, NaN where nothing was."""
+    seen = np.isfinite(values)
+    return np.where(seen.any(0), np.where(seen, values, 0).sum(0) / np.maximum(seen.sum(0), 1), np.nan)
+
+
+# ---------------------------------------------------------------------------------------------------- candidates
+
+
+def nats(values: Array, groups: NDArray[np.int64] | None = None) -> Array:
+    """Return -log P(as high or higher) of each value, NaN kept, each group by itself; see `core.signal`."""
+    if groups is None:
+        return channel_surprise(values[:, None])[:, 0]
+    result = np.full(len(values), np.nan)
+    for group in np.unique(groups):
+        result[groups == group] = nats(values[groups == group])
+    return result
+
+
+def fisher(own: Array) -> float:
+    """Return -log P(a sum of as many surprises this large), in nats (Fisher 1925): the sum of n has the law Gamma(n).
+
+    Unlike their mean it does not shrink where one of many is bad, and unlike their maximum it does not grow with n.
+    """
+    # log P = log sum_{k < n} x^k e^-x / k!, in logarithms: scipy's gamma.logsf underflows to -inf from 745 nats on.
+    x, k = max(float(own.sum()), 1e-300), np.arange(len(own))
+    return max(0.0, x - float(logsumexp(k * np.log(x) - gammaln(k + 1))))
+
+
+def norm(*columns: Array) -> Array:
+    """Return the Euclidean norm of surprises, (N,); one that is lacking counts as read at the median."""
+    return np.asarray(np.sqrt(sum(np.where(np.isfinite(c), c, np.log(2)) ** 2 for c in columns)))
+
+
+def contest(rec: Recording) -> Array:
+    """Return, for each object, how far another class wins over the labelled one there: exp(p other - p labelled)."""
+    return np.asarray(np.exp(rec.object("other") - rec.object("labelled")))
+
+
+def unseen(rec: Recording, name: str = "support") -> Array:
+    """Return, for each object, -log of the best confidence at its place, in any class or in the labelled one."""
+    return np.asarray(-np.log(rec.object(name) + _EPS))
+
+
+def candidates(rec: Recording) -> dict[str, Array]:
+    """Return name -> score (N,), high where an image's labels are suspect; NaN where it says nothing."""
+    channel = {name: nats(rec.channels[:, i]) for i, name in enumerate(CHANNELS)}
+    missing = channel["missing"]
+
+    def pooled(values: Array, groups: NDArray[np.int64] | None = None) -> Array:
+        return nats(rec.over_objects(nats(values, groups), fisher))
+
+    def mean(values: Array) -> Array:
+        return nats(rec.over_objects(values, lambda own: float(own.mean())))
+
+    localisation = rec.object("localisation")
+    verdict = rec.verdict()
+    return {
+        **{f"{name} alone": values for name, values in channel.items()},
+        "today: norm of four": surprise(rec.channels),
+        "largest of four": np.nanmax(channel_surprise(rec.channels), 1),
+        "worst object's localisation": nats(rec.over_objects(localisation, lambda own: float(own.max()))),
+        "localisation pooled": pooled(localisation),
+        "the same by class": pooled(localisation, rec.classes),
+        "unseen pooled": pooled(unseen(rec)),
+        "contest pooled": pooled(contest(rec)),
+        "unseen, contest, missing": norm(pooled(unseen(rec)), pooled(contest(rec)), missing),
+        "the same, image means": norm(mean(unseen(rec)), mean(contest(rec)), missing),
+        "labelled class unseen, missing": norm(pooled(unseen(rec, "labelled")), missing),
+        **({} if verdict is None else {"judge of rehearsed faults": verdict.suspicion}),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+
+
+def figures(rec: Recording, score: Array) -> dict[str, float]:
+    """Return the AUROC of each kind of wrong label against clean images, of any of them, and the hits.
+
+    Hits: share of the wrongly labelled among as many images with the highest score. Copies take no part; an image that
+    a score says nothing of stands at its median.
+    """
+    part = ~np.isin(rec.kinds, COPY_KINDS)
+    kinds, score = rec.kinds[part], score[part]
+    score = np.nan_to_num(score, nan=float(np.nanmedian(score)))
+    wrong = np.isin(kinds, LABEL_KINDS)
+    found = {}
+    for kind in LABEL_KINDS:
+        among = (kinds == kind) | ~wrong
+        found[kind] = auroc(score[among], kinds[among] == kind)
+    top = np.argsort(-score, kind="stable")[: int(wrong.sum())]
+    return {**found, "any": auroc(score, wrong), "hits": float(wrong[top].mean()) if len(top) else float("nan")}
+
+
+def table(recs: Sequence[Recording]) -> str:
+    """Return the table in Markdown: a row a candidate, the mean over the recordings that hold the kind."""
+    columns = (*LABEL_KINDS, "any", "hits")
+    lines = [f"| score | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    by_recording = [{name: figures(rec, score) for name, score in candidates(rec).items()} for rec in recs]
+    for name in {name: None for f in by_recording for name in f}:
+        cells = []
+        for column in columns:
+            known = [f[name][column] for f in by_recording if name in f and np.isfinite(f[name][column])]
+            cells.append(f"{statistics.fmean(known):.3f}" if known else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    planted = ", ".join(f"{(rec.kinds != CLEAN).sum()} of {len(rec.kinds)}" for rec in recs)
+    reached = ", ".join(f"{rec.metric:.3f}" for rec in recs)
+    return "\n".join(
+        [*lines, "", f"{len(recs)} recordings; planted {planted}; validation mAP50-95 at the end {reached}."]
+    )
+
+
+def confusion(recs: Sequence[Recording]) -> str:
+    """Return which kind the judge of rehearsed faults names for each planted kind, in Markdown, summed over recordings.
+
+    Of the images that rank among as many as were planted wrong; the rest count as not named.
+    """
+    lines = [f"| planted | images | {' | '.join(LABEL_KINDS)} | not named |", "|" + "---|" * (len(LABEL_KINDS) + 3)]
+    named: dict[str, list[str]] = {}
+    for rec in recs:
+        verdict = rec.verdict()
+        assert verdict is not None
+        wrong = int(np.isin(rec.kinds, LABEL_KINDS).sum())
+        top = np.isin(np.arange(len(rec.kinds)), np.argsort(-verdict.suspicion, kind="stable")[:wrong])
+        for kind, said in zip(rec.kinds, np.where(top, verdict.kind, ""), strict=True):
+            named.setdefault(str(kind), []).append(str(said))
+    for kind, said in sorted(named.items()):
+        cells = [str(said.count(k)) for k in (*LABEL_KINDS, "")]
+        lines.append(f"| {kind} | {len(said)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table of the recordings named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recordings", nargs="+", type=Path, metavar="REC.npz")
+    parser.add_argument(
+        "--window", type=float, nargs=2, default=WINDOW, metavar=("FROM", "TO"), help="shares of the run"
+    )
+    parser.add_argument("--clean", action="store_true", help="judge by the averaged model without augmentation")
+    args = parser.parse_args(argv)
+    try:
+        low, high = args.window
+        if not 0 <= low < high <= 1:
+            raise ConfigError(f"Expected a window of two rising shares in [0, 1], but got {low:g} {high:g}.")
+        recs = [load(file, (low, high), clean=args.clean) for file in args.recordings]
+        print(table(recs))
+        if all(rec.rehearsed is not None for rec in recs):
+            print(f"\n{confusion(recs)}")
+    except AdaPrunerError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
