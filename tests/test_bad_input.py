@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -197,21 +198,40 @@ def test_a_checkpoint_that_cannot_be_fetched(home, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("yolo11n-seg.yaml", "its last layer is Segment"),
-        ("yolo11n-pose.yaml", "its last layer is Pose"),
-        ("yolo11n-obb.yaml", "its last layer is OBB"),
-        ("yolo11n-cls.yaml", "its last layer is Classify"),
-        ("yolov8n-rtdetr.yaml", "its last layer is RTDETRDecoder"),
+        ("yolo11n-cls.yaml", "a classification model (its last layer is Classify)"),
+        ("yolo26n-sem.yaml", "a semantic segmentation model (its last layer is SemanticSegment)"),
+        ("yolo26n-depth.yaml", "a depth model (its last layer is Depth)"),
+        ("yolov8n-rtdetr.yaml", "RT-DETR (its last layer is RTDETRDecoder)"),
+        ("yolov8s-worldv2.yaml", "YOLO-World (its last layer is WorldDetect)"),
+        ("yoloe-11s.yaml", "YOLOE (its last layer is YOLOEDetect)"),
+        ("yoloe-26s-seg.yaml", "YOLOE (its last layer is YOLOESegment26)"),
+        ("rtdetr-l.pt", "RT-DETR (its last layer is RTDETRDecoder)"),
+        ("yolov8s-worldv2.pt", "YOLO-World (its last layer is WorldDetect)"),
+        ("yolo11n-cls.pt", "a classification model (its last layer is Classify)"),
     ],
 )
-def test_a_model_of_another_task(home, capsys, model, words):
+def test_a_model_of_a_kind_that_no_trainer_is_for(home, capsys, no_network, model, words):
     line = train_refused(capsys, "--model", model)
-    assert "Expected a model with a detection head" in line
+    assert f"Expected a YOLO model for detect, segment, pose or obb, but {model} is " in line.replace(str(home), "")
     assert words in line
 
 
-def test_another_task_by_name(home, capsys):
-    assert "Expected a detection model, but task is segment" in train_refused(capsys, "task=segment")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["task=segment"], "Expected a model for detect, but task=segment is for segment"),
+        (["task=classify"], "but task=classify is for classify"),
+        (["--model", "yolo11n-pose.yaml", "task=obb"], "Expected a model for pose, but task=obb is for obb"),
+    ],
+)
+def test_another_task_than_the_model_s(home, capsys, words, line):
+    assert line in train_refused(capsys, *words)
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_a_comparison_of_what_it_cannot_judge(home, capsys, task):
+    line = refused(capsys, "compare", "run.yaml", "--model", f"yolo11n-{task.replace('ment', '')}.yaml")
+    assert f"Expected a detection model to compare with, but yolo11n-{task.replace('ment', '')}.yaml is for" in line
 
 
 @pytest.mark.parametrize(
@@ -417,9 +437,15 @@ def test_a_folder_that_was_there_before_stays(home, capsys):
     [
         ("val=False", "Expected validation after each epoch, but got val=False"),
         ("time=1", "Expected a budget in epochs, but got time=1"),
-        ("device=0,1", "Expected one device, but got device=0,1"),
+        ("device=98,99", "Expected a device of this machine, but got device=98,99"),
+        ("amp=bf16", "Expected a CUDA device that computes in bfloat16 for amp=bf16, but cpu is none"),
         ("device=99", "Expected a device of this machine, but got device=99"),
         ("device=quatsch", "Expected a device of this machine, but got device=quatsch"),
+        ("distill_model=yolo11x.pt", "but got distill_model=yolo11x.pt"),
+        ("quantize=8", "but got quantize=8 (int8, quantization-aware training)"),
+        ("quantize=int8", "but got quantize=8"),
+        ("int8=True", "but got quantize=8"),
+        ("data=[a.yaml,b.yaml]", "data: input should be a valid string, but got ['a.yaml', 'b.yaml']"),
     ],
 )
 def test_recipes_that_pruning_cannot_follow(home, capsys, setting, words):
@@ -427,17 +453,43 @@ def test_recipes_that_pruning_cannot_follow(home, capsys, setting, words):
     assert words in refused(capsys, "train", "run.yaml", *words_without_device, setting)
 
 
-@pytest.mark.parametrize("trainer_of", ["YOLO('yolo11n-seg.yaml')", "RTDETR('yolov8n-rtdetr.yaml')"])
-def test_other_models_through_ultralytics_own_interface(home, trainer_of):
+@pytest.mark.parametrize(
+    ("trainer_of", "trainer", "words"),
+    [
+        ("YOLO('yolo11n-seg.yaml')", "AdaPruneTrainer", "is for segment: train it with AdaPruneSegmentationTrainer"),
+        ("YOLO('yolo11n.yaml')", "AdaPruneOBBTrainer", "Expected a model for obb, but yolo11n.yaml is for detect"),
+        ("YOLO('yolo11n-cls.yaml')", "AdaPruneTrainer", "a classification model (its last layer is Classify)"),
+        ("RTDETR('yolov8n-rtdetr.yaml')", "AdaPruneTrainer", "RT-DETR (its last layer is RTDETRDecoder)"),
+        ("YOLOWorld('yolov8s-worldv2.yaml')", "AdaPruneTrainer", "YOLO-World (its last layer is WorldDetect)"),
+        ("YOLOE('yoloe-11s-seg.yaml')", "AdaPruneSegmentationTrainer", "YOLOE (its last layer is YOLOESegment)"),
+    ],
+)
+def test_other_models_through_ultralytics_own_interface(home, trainer_of, trainer, words):
     import ultralytics
 
-    from yolo_adapruner import AdaPruneTrainer
+    import yolo_adapruner
     from yolo_adapruner.errors import ConfigError
 
     name, architecture = trainer_of.removesuffix("')").split("('")
     model = getattr(ultralytics, name)(architecture)
-    with pytest.raises(ConfigError, match=r"Expected a (detection model|model with a detection head)"):
-        model.train(trainer=AdaPruneTrainer, data="set/data.yaml", project=str(home / "runs"), **helpers.QUICK)
+    before = tree(home)
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        model.train(
+            trainer=getattr(yolo_adapruner, trainer),
+            data="set/data.yaml",
+            project=str(home / "runs"),
+            **helpers.QUICK,
+        )
+    assert "\n" not in str(caught.value)
+    assert tree(home) == before
+
+
+def test_several_data_sets_for_one_trainer(home):
+    from yolo_adapruner import AdaPruneTrainer
+    from yolo_adapruner.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"Expected one data file, but got data=\['a.yaml', 'b.yaml'\]"):
+        AdaPruneTrainer(overrides={**helpers.QUICK, "model": "small.yaml", "data": ["a.yaml", "b.yaml"]})
 
 
 # Errors of the system and of Ultralytics

@@ -7,7 +7,7 @@ import pytest
 
 from yolo_adapruner.core.history import EpochRecord, RunningMoments
 
-NAN = np.nan
+NAN, INF = np.nan, np.inf
 
 
 def test_an_epoch_gives_the_mean_of_each_sample_and_nan_where_there_is_none():
@@ -43,6 +43,41 @@ def test_the_order_of_batches_and_samples_changes_nothing():
     np.testing.assert_array_equal(straight.means(), shuffled.means())
 
 
+# Area
+
+
+def test_readings_of_an_epoch_are_averaged_by_the_area_they_were_made_on():
+    record = EpochRecord(3, 2)
+    record.add(np.array([0, 0, 1]), np.array([[1.0, NAN], [5.0, 3.0], [2.0, 2.0]]), np.array([0.75, 0.25, 0.1]))
+    record.add(np.array([0]), np.array([[9.0, 9.0]]), np.array([0.0]))  # nothing of it was to be seen
+    np.testing.assert_allclose(record.means(), [[2, 3], [2, 2], [NAN, NAN]])
+    np.testing.assert_allclose(record.area, [1.0, 0.1, 0])
+
+
+def test_area_without_any_reading_is_no_evidence():
+    record = EpochRecord(2, 2)
+    record.add(np.array([0, 1]), np.array([[NAN, NAN], [NAN, 1.0]]), np.array([0.5, 0.5]))
+    assert record.area.tolist() == [0, 0.5]
+
+
+def test_no_area_is_a_whole_view_each_bit_for_bit():
+    rng = np.random.default_rng(2)
+    ids, values = rng.integers(0, 10, 30), rng.lognormal(size=(30, 3))
+    bare, whole = EpochRecord(10, 3), EpochRecord(10, 3)
+    bare.add(ids, values)
+    whole.add(ids, values, np.ones(30, np.float32))
+    np.testing.assert_array_equal(bare.means(), whole.means())
+    np.testing.assert_array_equal(bare.area, np.bincount(ids, minlength=10))
+
+
+@pytest.mark.parametrize("area", [[-0.1, 1], [NAN, 1], [INF, 1], [1], [1, 1, 1], [[1], [1]]], ids=str)
+def test_an_area_that_cannot_be_is_refused_and_adds_nothing(area):
+    record = EpochRecord(2, 1)
+    with pytest.raises(ValueError, match="Expected an area of 0 or more for each of 2 readings"):
+        record.add(np.array([0, 1]), np.ones((2, 1)), np.array(area))
+    assert np.isnan(record.means()).all()
+
+
 def moments_of(epochs: np.ndarray) -> RunningMoments:
     moments = RunningMoments(*epochs.shape[1:])
     for values in epochs:
@@ -72,6 +107,49 @@ def test_moments_are_those_of_numpy(epochs):
     np.testing.assert_allclose(moments.spread[2:], spread[2:], rtol=1e-6)
     assert moments.spread[1].tolist() == [0, 0, 0]  # one reading
     assert np.isnan(moments.spread[0]).all()  # none
+
+
+def test_epochs_of_equal_weight_are_epochs_without_one_bit_for_bit(epochs):
+    bare, ones = moments_of(epochs), RunningMoments(20, 3)
+    for values in epochs:
+        ones.add(values, np.ones(20))
+    for name, values in bare.state_dict().items():
+        np.testing.assert_array_equal(ones.state_dict()[name], values, err_msg=name)
+    np.testing.assert_array_equal(ones.spread, bare.spread)
+
+
+def test_weighted_moments_are_those_of_the_textbook():
+    rng = np.random.default_rng(3)
+    values, weight = 1e3 + rng.normal(size=(9, 6, 2)), rng.random((9, 6))
+    values[rng.random(values.shape) < 0.3] = NAN
+    weight[4] = 0  # an epoch that saw nobody
+    moments = RunningMoments(6, 2)
+    for v, w in zip(values, weight, strict=True):
+        moments.add(v, w)
+    for i, column in np.ndindex(6, 2):
+        seen = np.isfinite(values[:, i, column]) & (weight[:, i] > 0)
+        v, w = values[seen, i, column], weight[seen, i]
+        mean = (w * v).sum() / w.sum()
+        assert moments.count[i, column] == seen.sum()
+        assert moments.means[i, column] == pytest.approx(mean, rel=1e-12)
+        variance = (w * (v - mean) ** 2).sum() / (w.sum() - (w**2).sum() / w.sum())
+        assert moments.spread[i, column] == pytest.approx(np.sqrt(variance), rel=1e-9)
+
+
+@pytest.mark.parametrize("feather", [1e-3, 1e-13, 1e-200])
+def test_a_feather_beside_a_whole_view_gives_a_finite_spread(feather):
+    moments = RunningMoments(1, 1)
+    moments.add(np.array([[2.0]]), np.array([1.0]))
+    moments.add(np.array([[5.0]]), np.array([feather]))
+    assert moments.means[0, 0] == pytest.approx(2 + 3 * feather / (1 + feather), rel=1e-12)
+    assert np.isfinite(moments.spread).all()
+
+
+def test_moments_of_before_epochs_had_a_weight_are_refused():
+    state = RunningMoments(2, 1).state_dict()
+    del state["weight"], state["weight2"]
+    with pytest.raises(ValueError, match="Expected moments with weight, weight2, but the state has none"):
+        RunningMoments(2, 1).load_state_dict(state)
 
 
 def test_moments_go_on_from_a_saved_state_bit_for_bit(epochs):

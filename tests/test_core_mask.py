@@ -132,6 +132,33 @@ def test_samples_not_seen_count_in_the_share_but_do_not_move():
     assert np.diff(mask.logits[2:]).tolist() == [1, 1, 1]
 
 
+def test_a_sample_takes_the_part_of_its_own_step_that_it_has_evidence_for():
+    mask = mask_of(1.0, 1.0, 1.0)
+    values, evidence = np.array([4.0, 4.0, 4.0]), np.array([1.0, 0.25, 0.0])
+    mask.update(values, neutral=2.0, lam=0.0, target=1.0, rate=0.5, evidence=evidence)
+    assert mask.logits.tolist() == [0.0, 0.75, 1.0]
+
+
+def test_without_evidence_a_sample_goes_along_with_the_common_step_and_before_nobody():
+    mask = mask_of(1.0, 2.0, 3.0, 4.0)
+    mask.update(np.array([9.0, 2, 2, 2]), neutral=2.0, lam=10.0, target=0.5, evidence=np.array([0.0, 1, 1, 0]))
+    assert mask.logits.tolist() == [-1.5, -0.5, 0.5, 1.5]
+
+
+def test_full_evidence_is_none_given_bit_for_bit(rng):
+    bare, full, values = Mask(50), Mask(50), rng.exponential(2, 50)
+    bare.update(values, neutral=2.0, lam=3.0, target=0.8)
+    full.update(values, neutral=2.0, lam=3.0, target=0.8, evidence=np.ones(50))
+    assert (bare.logits == full.logits).all()
+
+
+def test_evidence_of_another_shape_is_refused_and_moves_nothing():
+    mask = mask_of(1.0, 2.0)
+    with pytest.raises(ValueError, match="Expected the evidence of each of 2 samples, but got shape"):
+        mask.update(np.zeros(2), neutral=1.0, lam=1.0, target=0.5, evidence=np.ones(3))
+    assert mask.logits.tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("target", [0.25, 1.0])
 def test_an_epoch_without_any_evidence_moves_nothing(target):
     mask = mask_of(1.0, -2.0, 3.0)

@@ -182,19 +182,127 @@ def test_permuted_samples_give_a_permuted_outcome():
     assert (permuted.kept == straight.kept[order]).all()
 
 
-def test_a_sample_that_is_never_seen_is_not_judged():
-    readings, pruner = Readings(n=60, without_objects=0), pruner_of(60, 10, warmup=0)
+def without(readings: Readings, samples: list[int], epochs: range) -> Callable[[int], np.ndarray]:
+    """The readings, but of some samples none in some epochs."""
 
-    def without_the_first(epoch: int) -> np.ndarray:
+    def of(epoch: int) -> np.ndarray:
         values = readings.of(epoch)
-        values[0] = np.nan
+        if epoch in epochs:
+            values[samples] = np.nan
         return values
 
-    run(pruner, 10, without_the_first)
+    return of
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_sample_that_is_never_seen_has_no_score_and_is_the_last_to_go(share):
+    readings, pruner = Readings(n=60, without_objects=0), pruner_of(60, 10, warmup=0, share=share)
+    run(pruner, 10, without(readings, [0], range(10)))
     assert np.isnan(pruner.signal[0])
-    assert np.isfinite(pruner.signal[1:]).all()
-    assert pruner.mask.logits[0] == pruner_of(60, 10).mask.logits[0]
+    assert np.isnan(pruner.mask.logits[0])
+    assert pruner.seen[0] == 0
+    for known in (pruner.signal, pruner.mask.logits):
+        assert np.isfinite(known[1:]).all()
     assert pruner.kept[0]
+
+
+def test_where_almost_all_go_those_never_seen_go_too():
+    pruner = pruner_of(60, 10, warmup=0, share=0.9)
+    run(pruner, 10, without(Readings(n=60), list(range(30)), range(10)))
+    assert (~pruner.kept).sum() == 54
+    assert not pruner.kept[30:].any()
+    assert pruner.kept[:30].sum() == 6
+
+
+def test_a_sample_not_seen_in_an_epoch_moves_with_all_and_not_by_what_was_seen_before():
+    readings = Readings()
+    bad, good = int(readings.bad[0]), int(np.setdiff1d(np.arange(200), readings.bad)[0])
+    pruner = pruner_of(200, 30, warmup=0)
+    run(pruner, 5, readings.of)
+    before = pruner.mask.logits.copy()
+    assert before[bad] < before[good]
+    run(pruner, 6, without(readings, [bad, good], range(5, 6)), first=5)
+    moved = pruner.mask.logits - before
+    assert moved[bad] == pytest.approx(moved[good], abs=1e-12)
+    # one of neutral pressure moves as much; the others by what they showed
+    others = np.delete(moved, [bad, good])
+    assert others.min() < moved[bad] < others.max()
+
+
+@pytest.mark.parametrize("missed", [range(1), range(3), range(6, 9)], ids=str)
+def test_not_having_been_looked_at_for_a_while_is_no_reason_to_drop_a_good_sample(missed):
+    readings = Readings()
+    good = np.setdiff1d(np.arange(200), readings.bad)[::9].tolist()
+    seen, missing = pruner_of(200, 30, warmup=0), pruner_of(200, 30, warmup=0)
+    run(seen, 30, readings.of)
+    run(missing, 30, without(readings, good, missed))
+    assert (~missing.kept[good]).sum() <= (~seen.kept[good]).sum()
+
+
+# Area
+
+
+def observe(pruner: Pruner, values: np.ndarray, area: np.ndarray | None, metric: float = 0.5) -> None:
+    pruner.open_epoch()
+    pruner.observe(np.arange(len(values)), values, area)
+    pruner.close_epoch(metric)
+
+
+def test_without_areas_a_reading_is_a_whole_view_bit_for_bit():
+    readings, bare, whole = Readings(), pruner_of(200, 20), pruner_of(200, 20)
+    for epoch in range(20):
+        observe(bare, readings.of(epoch), None)
+        observe(whole, readings.of(epoch), np.ones(200, np.float32))
+    assert_same(bare, whole)
+    assert set(bare.seen) == {bare.joint_epochs}
+
+
+def test_only_what_the_joint_stage_was_shown_counts_as_seen():
+    pruner, area = pruner_of(40, 10, warmup=2), np.linspace(0.05, 2, 40)
+    for epoch in range(10):
+        observe(pruner, Readings(n=40).of(epoch), area)
+    np.testing.assert_allclose(pruner.seen, pruner.joint_epochs * area)
+
+
+def test_a_sample_in_four_parts_is_one_seen_whole():
+    readings, parts, whole = Readings(), pruner_of(200, 10, warmup=0), pruner_of(200, 10, warmup=0)
+    for epoch in range(10):
+        values = readings.of(epoch)
+        observe(whole, values, np.ones(200))
+        parts.open_epoch()
+        for _ in range(4):
+            parts.observe(np.arange(200), values, np.full(200, 0.25))
+        parts.close_epoch(0.5)
+    np.testing.assert_allclose(parts.seen, whole.seen)
+    np.testing.assert_allclose(parts.mask.logits, whole.mask.logits, atol=1e-9)
+
+
+def test_an_epoch_on_a_sliver_moves_signal_and_logit_a_sliver_of_the_way():
+    readings = Readings(bad=0, without_objects=0)
+    sliver, area = 7, np.ones(200)
+    area[sliver] = 0.05
+    calm, cut = pruner_of(200, 30, warmup=0), pruner_of(200, 30, warmup=0)
+    for epoch in range(6):
+        values = readings.of(epoch)
+        observe(calm, values, None)
+        if epoch == 5:
+            values[sliver] *= 20  # the sliver happens to show the worst of it
+        observe(cut, values, area if epoch == 5 else None)
+    whole = deepcopy(calm)
+    wild = readings.of(6)
+    wild[sliver] *= 20
+    observe(whole, wild, None)
+    assert cut.moments.means[sliver, 0] < 1.3 * calm.moments.means[sliver, 0]
+    assert whole.moments.means[sliver, 0] > 3 * calm.moments.means[sliver, 0]
+    assert abs(cut.mask.logits[sliver] - calm.mask.logits[sliver]) < 0.2
+    assert calm.mask.logits[sliver] - whole.mask.logits[sliver] > 0.5
+
+
+def test_an_area_that_cannot_be_is_refused():
+    pruner = pruner_of(4, 10, warmup=0)
+    pruner.open_epoch()
+    with pytest.raises(ValueError, match="Expected an area of 0 or more"):
+        pruner.observe(np.arange(4), np.ones((4, CHANNELS)), np.array([1, 1, 1, -1.0]))
 
 
 def test_an_epoch_in_which_nobody_is_seen_moves_nothing():
@@ -306,6 +414,34 @@ WARM_UPS = {"auto, the model works in time": ("auto", 2), "auto, it never does":
 def run_with_metrics(pruner: Pruner, first: int, last: int, works: int) -> None:
     for epoch in range(first, last):
         run_epoch(pruner, Readings().of(epoch), METRICS[epoch], works=epoch >= works)
+
+
+def test_a_resumed_run_with_areas_ends_as_one_that_was_not_interrupted_bit_for_bit():
+    def epochs(pruner: Pruner, first: int, last: int) -> None:
+        for epoch in range(first, last):
+            area = np.random.default_rng([9, epoch]).random(200) * (np.arange(200) % 11 > 0)
+            observe(pruner, Readings().of(epoch), area, METRICS[epoch])
+
+    whole = pruner_of(200, 20, joint=0.5, warmup=2)
+    epochs(whole, 0, 20)
+    assert (whole.seen[::11] == 0).all()
+    for stopped in (1, 3, 7, 12, 15):
+        first, second = (pruner_of(200, 20, joint=0.5, warmup=2) for _ in range(2))
+        epochs(first, 0, stopped)
+        second.load_state_dict(first.state_dict())
+        epochs(second, stopped, 20)
+        assert_same(second, whole)
+
+
+@pytest.mark.parametrize("lost", ["seen", "moments"])
+def test_a_state_that_lacks_a_part_is_refused_before_anything_is_taken_over(lost):
+    state = pruner_of(10, 30).state_dict()
+    state["logits"] += 1
+    del state[lost]
+    pruner = pruner_of(10, 30)
+    with pytest.raises(ValueError, match=f"Expected a state with {lost}, but this one has none"):
+        pruner.load_state_dict(state)
+    assert (pruner.mask.logits == 1).all()
 
 
 @pytest.mark.parametrize(("warmup", "works"), WARM_UPS.values(), ids=WARM_UPS.keys())

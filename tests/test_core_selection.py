@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from yolo_adapruner.core.selection import drop_count, random_kept, select_kept
+from yolo_adapruner.core.selection import drop_count, random_kept, select_kept, unknown_last
 
 SHARES = [0.0, 0.01, 0.05, 0.1, 0.15, 0.25, 0.3, 0.35, 0.5, 0.55, 0.8, 0.95]
 
@@ -63,6 +63,22 @@ def test_ties_favour_nobody():
     # with the default seed neither the first nor the last go together
     kept = select_kept(np.zeros(20), 0.5)
     assert 2 <= kept[:10].sum() <= 8
+
+
+# What has no score
+
+UNKNOWN = [
+    # name, scores, what they are ranked by
+    ("none unknown", [3.0, -1.0], [3, -1]),
+    ("above the highest", [3.0, np.nan, -1.0, np.nan], [3, 4, -1, 4]),
+    ("also where all others are low", [-5.0, np.nan], [-5, 1]),
+    ("all unknown: all alike", [np.nan, np.nan], [1, 1]),
+]
+
+
+@pytest.mark.parametrize(("scores", "ranked"), [c[1:] for c in UNKNOWN], ids=[c[0] for c in UNKNOWN])
+def test_what_has_no_score_goes_last(scores, ranked):
+    assert unknown_last(np.array(scores)).tolist() == ranked
 
 
 # The random arm

@@ -32,6 +32,7 @@ COLUMNS = [
     "signal_spread",
     *CHANNELS,
     "epochs_seen",
+    "seen",
     "boxes",
 ]
 N = 40
@@ -60,7 +61,7 @@ def outcome_of(paths: list[str], share: float = 0.2, seed: int = 0) -> Outcome:
     numbers = {name: rng.random(n) for name in ("signal", "signal_mean", "signal_spread", *CHANNELS)}
     numbers["localisation"][::5] = np.nan
     columns = {"weight": 1 / (1 + np.exp(-5 * logits)), "logit": logits, **numbers}
-    columns |= {"epochs_seen": np.full(n, 9), "boxes": rng.integers(0, 9, n)}
+    columns |= {"epochs_seen": np.full(n, 9), "seen": 9 * rng.random(n), "boxes": rng.integers(0, 9, n)}
     return Outcome(paths, select_kept(logits, share, seed=seed), columns)
 
 
@@ -214,9 +215,39 @@ def test_the_outcome_of_a_pruner():
     assert set(np.argsort(outcome.columns["logit"])[:10]) == set(np.flatnonzero(~outcome.kept))
     assert outcome.columns["boxes"].tolist() == list(range(50))
     assert (outcome.columns["epochs_seen"] == 3).all()
+    assert (outcome.columns["seen"] == 3).all()
     assert np.isnan(outcome.columns["localisation"][:10]).all()
     assert np.isfinite(outcome.columns["missing"]).all()
     assert ((outcome.columns["weight"] >= 0) & (outcome.columns["weight"] <= 1)).all()
+
+
+def test_an_image_that_was_never_seen_says_so_and_has_no_score(tmp_path):
+    rng, paths = np.random.default_rng(0), [f"/i/{i:03}.jpg" for i in range(N)]
+    pruner = Pruner(N, 3, 6, Settings(**PruneConfig(share=0.2, warmup=0, joint=0.5).model_dump()), seed=0)
+    for _ in range(6):
+        pruner.open_epoch()
+        pruner.observe(np.arange(1, N), rng.lognormal(0, 0.5, (N - 1, 3)), np.linspace(0.1, 1.2, N - 1))
+        pruner.close_epoch(0.5)
+    outcome = Outcome.of(pruner, paths, [1] * N, CHANNELS, 0.2)
+    np.testing.assert_allclose(outcome.columns["seen"], [0, *3 * np.linspace(0.1, 1.2, N - 1)])
+    for name in ("logit", "weight", "signal", "signal_spread"):
+        assert np.isnan(outcome.columns[name][0])
+        assert np.isfinite(outcome.columns[name][1:]).all()
+    manifest = {"seed": 0, "prune": {"share": 0.2}}
+    write(tmp_path, outcome, source=Path("d.yaml"), data={"path": "/i", "names": {0: "a"}}, manifest=manifest)
+    export(tmp_path, [0.5, 0.95])
+    for share in (0.5, 0.95):  # the last to go, whatever is cut
+        assert paths[0] in lines(tmp_path / f"prune-{share}" / "kept.txt")
+
+
+def test_a_run_stopped_before_it_judged_has_no_scores_to_cut(tmp_path):
+    pruner = Pruner(N, 3, 30, Settings(**PruneConfig(warmup=5).model_dump()))
+    assert pruner.decide().all()
+    outcome = Outcome.of(pruner, [f"/i/{i:03}.jpg" for i in range(N)], [1] * N, CHANNELS, 0.1)
+    manifest = {"seed": 0, "prune": {"share": 0.1}}
+    write(tmp_path, outcome, source=Path("d.yaml"), data={"path": "/i", "names": {0: "a"}}, manifest=manifest)
+    with pytest.raises(RunError, match="stopped before it judged any: start anew"):
+        export(tmp_path, [0.3])
 
 
 def test_the_outcome_of_a_run_without_pruning_keeps_everything():
@@ -227,6 +258,7 @@ def test_the_outcome_of_a_run_without_pruning_keeps_everything():
     assert outcome.columns["weight"].tolist() == [1, 1, 1]
     assert np.isnan(outcome.columns["logit"]).all()
     assert outcome.columns["epochs_seen"].tolist() == [0, 0, 0]
+    assert outcome.columns["seen"].tolist() == [0, 0, 0]
 
 
 def test_the_outcome_of_an_undecided_run_is_refused():

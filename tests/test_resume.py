@@ -251,10 +251,11 @@ class Harmful:
         (lambda f: (f / "weights" / state.NAME).write_bytes(b""), "but it cannot be read"),
         (lambda f: (f / "weights" / state.NAME).write_bytes(b"no sidecar\n"), "but it cannot be read"),
         (lambda f: torch.save(torch.zeros(3), f / "weights" / state.NAME), "but it cannot be read (Tensor)"),
-        (lambda f: torch.save({"format": 1}, f / "weights" / state.NAME), "but it cannot be read (parts are missing)"),
+        (lambda f: torch.save({"format": 2}, f / "weights" / state.NAME), "but it cannot be read (parts are missing)"),
         (lambda f: torch.save(Harmful(), f / "weights" / state.NAME), "but it cannot be read"),
         (lambda f: (f / "weights" / state.NAME).unlink(), "to resume the mask from, but it is missing"),
-        (edited(lambda c: c.update(format=9)), "a sidecar of format 1, but"),
+        (edited(lambda c: c.update(format=9)), "a sidecar of format 2, but"),
+        (edited(lambda c: c.update(format=1)), "a sidecar of format 2, but"),  # of a version that knew no areas
         (edited(lambda c: c.update(images="0" * 64)), "but the list has changed (now 24 images)"),
         (edited(lambda c: c.update(epochs={7: {}})), "to hold epoch 3, but it holds 8"),
         (other_list, "but the list has changed (now 23 images)"),

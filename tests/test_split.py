@@ -7,11 +7,10 @@ import pytest
 import torch
 from ultralytics.nn.tasks import (
     ClassificationModel,
+    DepthModel,
     DetectionModel,
-    OBBModel,
-    PoseModel,
     RTDETRDetectionModel,
-    SegmentationModel,
+    SemanticSegmentationModel,
 )
 from ultralytics.utils import DEFAULT_CFG
 
@@ -180,9 +179,8 @@ def test_a_copied_model_keeps_a_working_criterion(model, batch):
 @pytest.mark.parametrize(
     ("kind", "architecture", "words"),
     [
-        (SegmentationModel, "yolo11n-seg.yaml", "v8SegmentationLoss"),
-        (PoseModel, "yolo11n-pose.yaml", "v8PoseLoss"),
-        (OBBModel, "yolo11n-obb.yaml", "v8OBBLoss"),
+        (SemanticSegmentationModel, "yolo26n-sem.yaml", "SemanticSegmentationLoss"),
+        (DepthModel, "yolo26n-depth.yaml", "DepthLoss26"),
         (ClassificationModel, "yolo11n-cls.yaml", "v8ClassificationLoss"),
         (RTDETRDetectionModel, "yolov8-rtdetr.yaml", "RTDETRDetectionLoss"),
     ],
@@ -190,9 +188,17 @@ def test_a_copied_model_keeps_a_working_criterion(model, batch):
 def test_other_criteria_are_refused_in_one_line(kind, architecture, words):
     other = kind(architecture, verbose=False)
     other.args, other.nc = copy.copy(DEFAULT_CFG), 3
-    with pytest.raises(ConfigError, match=rf"Expected .* the YOLO detection loss .* but got {words}") as caught:
+    with pytest.raises(ConfigError, match=rf"Expected .* one of Ultralytics' YOLO losses .* but got {words}") as caught:
         LossTap(other.init_criterion())
     assert "\n" not in str(caught.value)
+
+
+def test_a_subclass_is_refused_for_the_terms_it_may_add(model):
+    """A term that no stand-in weighs would leave its image's weight out of it, and nobody would see."""
+    criterion = model.init_criterion()
+    other = type("AnotherLoss", (type(getattr(criterion, "one2many", criterion)),), {})(model)
+    with pytest.raises(ConfigError, match="but got AnotherLoss"):
+        LossTap(other)
 
 
 def test_an_end_to_end_criterion_of_another_loss_is_refused():

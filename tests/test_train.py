@@ -152,6 +152,7 @@ def test_scores_tell_of_every_image_and_agree_with_the_lists(run, data):
     boxes = [len(helpers.label_of(path).read_text().splitlines()) for path in training_images(data)]
     assert [int(row["boxes"]) for row in rows] == boxes
     assert {row["epochs_seen"] for row in rows} == {"1"}
+    assert {row["seen"] for row in rows} == {"1.0"}
     for row in rows:
         values = {name: float(row[name]) for name in CHANNELS}
         assert math.isfinite(values["missing"])

@@ -10,13 +10,25 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it; imported when the name is first asked for
 _HOMES = {
+    "AdaPruneOBBTrainer": "yolo_adapruner.engine.tasks",
+    "AdaPrunePoseTrainer": "yolo_adapruner.engine.tasks",
+    "AdaPruneSegmentationTrainer": "yolo_adapruner.engine.tasks",
     "AdaPruneTrainer": "yolo_adapruner.engine.detect",
     "PruneConfig": "yolo_adapruner.config",
     "compare": "yolo_adapruner.study.compare",
     "prune": "yolo_adapruner.api",
 }
 
-__all__ = ["AdaPruneTrainer", "PruneConfig", "__version__", "compare", "prune"]
+__all__ = [
+    "AdaPruneOBBTrainer",
+    "AdaPrunePoseTrainer",
+    "AdaPruneSegmentationTrainer",
+    "AdaPruneTrainer",
+    "PruneConfig",
+    "__version__",
+    "compare",
+    "prune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -97,9 +97,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="Ultralytics architecture or checkpoint")
     parser.add_argument("--epochs", type=int, help="epoch budget of the whole run, all stages")
     parser.add_argument("--imgsz", type=int, help="input size in pixels")
-    parser.add_argument("--batch", type=int, help="images a batch")
+    parser.add_argument("--batch", type=_number, help="images a batch; -1 has Ultralytics find one on a GPU")
     parser.add_argument("--seed", type=int, help="seed of everything that draws")
-    parser.add_argument("--device", help="Ultralytics' device: cpu, 0, mps")
+    parser.add_argument("--device", help="Ultralytics' device: cpu, 0, mps; 0,1 trains on both")
     parser.add_argument("--name", help="name of the run folder")
 
 
@@ -112,6 +112,10 @@ class _Shares(argparse.Action):
             parser.error(f"argument --prune: expected one or more shares, but got {values[0]!r}")
         setattr(namespace, self.dest, [float(share) for share in shares])
         namespace.words = values[len(shares) :]
+
+
+def _number(word: str) -> int | float:
+    return int(word) if word.lstrip("+-").isdecimal() else float(word)
 
 
 def _is_number(word: str) -> bool:
@@ -182,9 +186,11 @@ def _refuse_beside_resume(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
+    from yolo_adapruner.engine.trouble import one_line_errors
     from yolo_adapruner.study.compare import compare
 
-    result = compare(config, prune=args.prune or [config.prune.share], seeds=args.seeds, jobs=args.jobs)
+    with one_line_errors(config.data):
+        result = compare(config, prune=args.prune or [config.prune.share], seeds=args.seeds, jobs=args.jobs)
     print(result.table())
     print(f"\nsaved in {result.folder}")
 

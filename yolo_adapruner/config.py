@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from yolo_adapruner import resources
+from yolo_adapruner import augmentations, resources
 from yolo_adapruner.errors import ConfigError
 
 
@@ -88,7 +88,7 @@ class RunConfig(BaseModel):
     data: str = Field(description="Ultralytics data file, or the name of one that comes with this package.")
     epochs: int = Field(30, ge=3, description="Epoch budget of the whole run: warm-up, joint stage and fine-tune.")
     imgsz: int = Field(160, ge=32, description="Input size in pixels.")
-    batch: int = Field(16, ge=2, description="Images a batch.")
+    batch: int | float = Field(16, description="Images a batch.")  # or what Ultralytics shall find it by
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything that draws.")
     optimizer: str = Field(
         "AdamW", description="Pinned: auto would choose by the number of images, which pruning changes."
@@ -97,10 +97,37 @@ class RunConfig(BaseModel):
     device: _Name | None = Field(None, description="Ultralytics' device: cpu, 0, mps; none picks one.")
     project: str = Field("runs/adaprune", description="Folder of run folders, relative to the working directory.")
     name: _Name | None = Field(None, description="Name of the run folder; numbered when taken.")
+    augmentations: list[dict[str, dict[str, Any]]] | None = Field(
+        None,
+        description="Albumentations' transforms by name and arguments, in order; [] for none. Left out, Ultralytics "
+        "puts in four of its own.",
+    )
     prune: PruneConfig = Field(default_factory=PruneConfig)
     train: dict[str, Any] = Field(
         default_factory=dict, description="Further Ultralytics settings, handed on as they are."
     )
+
+    @field_validator("batch", mode="wrap")
+    @classmethod
+    def _batch_in_one_line(cls, value: Any, check: Callable[[Any], Any]) -> Any:
+        """One line instead of one for each type, and whole numbers as such."""
+        try:
+            number = check(value)
+            if 0 < number < 1:
+                return number
+            if number == int(number) and (number >= 2 or number == -1) and not isinstance(value, bool):
+                return int(number)
+        except ValidationError:
+            pass
+        raise ValueError(
+            "input should be a whole number of images, 2 or more, or -1 or a share of the memory between 0 and 1 to "
+            f"have one found, but got {reprlib.repr(value)}"
+        )
+
+    @field_validator("augmentations", mode="before")
+    @classmethod
+    def _augmentations_are_transforms(cls, value: Any) -> Any:
+        return None if value is None else augmentations.normalise(value)
 
     @field_validator("train")
     @classmethod

@@ -1,6 +1,7 @@
 """What was seen of each sample: this epoch's channels, and the running mean and spread of what was made of them.
 
-Knows samples by a number 0..N-1 that its caller ties to an identity. Memory is O(N), whatever the number of epochs.
+Knows samples by a number 0..N-1 that its caller ties to an identity, and evidence by a number in whole views: what it
+takes to see a whole sample once. Memory is O(N), whatever the number of epochs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_EPS = 1e-12
+
 
 class EpochRecord:
     """Sums one epoch's channel readings by sample; a sample seen twice gets the mean, one not seen gets NaN.
@@ -18,46 +21,82 @@ class EpochRecord:
     Args:
         n: number of samples.
         channels: number of channels, C.
+
+    Attributes:
+        area: (N,) >= 0, whole views each sample gave a reading with in this epoch.
     """
 
     def __init__(self, n: int, channels: int) -> None:
+        self.area = np.zeros(n)
         self._sum = np.zeros((n, channels))
-        self._count = np.zeros((n, channels), np.int32)
+        self._weight = np.zeros((n, channels))
 
-    def add(self, ids: NDArray[np.integer], values: NDArray[np.floating]) -> None:
-        """Add a batch's readings: ids (B,), values (B, C) with NaN where a sample has no such reading."""
-        seen = np.isfinite(values)
-        np.add.at(self._sum, ids, np.where(seen, values, 0.0))
-        np.add.at(self._count, ids, seen)
+    def add(
+        self, ids: NDArray[np.integer], values: NDArray[np.floating], area: NDArray[np.floating] | None = None
+    ) -> None:
+        """Add a batch's readings; a reading counts by the area it was made on.
+
+        Args:
+            ids: (B,); a sample may stand there several times.
+            values: (B, C), NaN where a sample has no such reading.
+            area: (B,) in whole views, finite and >= 0; a reading on no area is none. None: a whole view each.
+
+        Raises:
+            ValueError: an area is negative or no number, or there is not one for each of `ids`.
+        """
+        weight = np.ones(len(ids)) if area is None else np.asarray(area, np.float64)
+        if weight.shape != (len(ids),) or not (np.isfinite(weight) & (weight >= 0)).all():
+            raise ValueError(f"Expected an area of 0 or more for each of {len(ids)} readings, but got {weight}.")
+        seen = np.isfinite(values) & (weight > 0)[:, None]
+        np.add.at(self._sum, ids, np.where(seen, values, 0.0) * weight[:, None])
+        np.add.at(self._weight, ids, seen * weight[:, None])
+        np.add.at(self.area, ids, seen.any(1) * weight)
+
+    @property
+    def totals(self) -> tuple[NDArray[Any], ...]:
+        """The sums behind the means, sample by sample; where several processes share an epoch, theirs are added up."""
+        return self._sum, self._weight, self.area
 
     def means(self) -> NDArray[np.float64]:
-        """Return the epoch's mean reading of each sample, (N, C), NaN where there was none."""
-        return np.where(self._count > 0, self._sum / np.maximum(self._count, 1), np.nan)
+        """Return the epoch's mean reading of each sample by area, (N, C), NaN where there was none."""
+        seen = self._weight > 0
+        return np.where(seen, self._sum / np.where(seen, self._weight, 1), np.nan)
 
 
 class RunningMoments:
-    """Mean and standard deviation over epochs, by sample and column, in one pass (Welford 1962).
+    """Mean and standard deviation over epochs, by sample and column, in one pass, epochs weighted (West 1979).
 
     Args:
         n: number of samples.
         columns: number of columns.
 
     Attributes:
-        count, mean: (N, columns); epochs with a reading and the mean over them (0 where there is none).
+        count, mean: (N, columns); epochs with a reading and the weighted mean over them (0 where there is none).
     """
 
     def __init__(self, n: int, columns: int) -> None:
         self.count = np.zeros((n, columns), np.int32)
         self.mean = np.zeros((n, columns))
         self._m2 = np.zeros((n, columns))
+        self._weight = np.zeros((n, columns))
+        self._weight2 = np.zeros((n, columns))
 
-    def add(self, values: NDArray[np.floating]) -> None:
-        """Add an epoch's values, (N, columns), NaN where there is none."""
-        seen = np.isfinite(values)
+    def add(self, values: NDArray[np.floating], weight: NDArray[np.floating] | None = None) -> None:
+        """Add an epoch.
+
+        Args:
+            values: (N, columns), NaN where there is none.
+            weight: (N,) >= 0, how much the epoch counts for each sample; at 0 not at all. None: 1 each.
+        """
+        w = np.ones((len(values), 1)) if weight is None else np.asarray(weight, np.float64)[:, None]
+        seen = np.isfinite(values) & (w > 0)
+        w = np.where(seen, w, 0.0)
         self.count += seen
+        self._weight += w
+        self._weight2 += w**2
         delta = np.where(seen, values - self.mean, 0.0)
-        self.mean += delta / np.maximum(self.count, 1)
-        self._m2 += delta * np.where(seen, values - self.mean, 0.0)
+        self.mean += delta * w / np.where(self._weight > 0, self._weight, 1)
+        self._m2 += w * delta * np.where(seen, values - self.mean, 0.0)
 
     @property
     def means(self) -> NDArray[np.float64]:
@@ -66,14 +105,36 @@ class RunningMoments:
 
     @property
     def spread(self) -> NDArray[np.float64]:
-        """Standard deviation over epochs, (N, columns), with n - 1; 0 with one reading, NaN with none."""
-        spread = np.sqrt(self._m2 / np.maximum(self.count - 1, 1))
+        """Standard deviation over epochs, (N, columns), unbiased; 0 with one reading, NaN with none.
+
+        With equal weights the divisor is n - 1; with others it is W - W2 / W, W and W2 being the sums of the weights
+        and of their squares.
+        """
+        total = np.where(self.count > 0, self._weight, 1)
+        freedom = total - self._weight2 / total
+        told_apart = freedom > _EPS * total  # beside one weighty epoch, feathers are none
+        spread = np.sqrt(np.where(told_apart, self._m2, 0) / np.where(told_apart, freedom, 1))
         return np.where(self.count > 0, spread, np.nan)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return everything needed to go on, as arrays."""
-        return {"count": self.count.copy(), "mean": self.mean.copy(), "m2": self._m2.copy()}
+        return {name: array.copy() for name, array in self._arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what `state_dict` gave."""
-        self.count, self.mean, self._m2 = (np.array(state[k]) for k in ("count", "mean", "m2"))
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: the state lacks a part, as one written before epochs were weighted does.
+        """
+        if missing := self._arrays().keys() - state.keys():
+            raise ValueError(f"Expected moments with {', '.join(sorted(missing))}, but the state has none.")
+        self.count, self.mean, self._m2, self._weight, self._weight2 = (np.array(state[k]) for k in self._arrays())
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "count": self.count,
+            "mean": self.mean,
+            "m2": self._m2,
+            "weight": self._weight,
+            "weight2": self._weight2,
+        }

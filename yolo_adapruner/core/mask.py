@@ -62,27 +62,34 @@ class Mask:
         target: float,
         rate: float = 0.5,
         clip: float = 20.0,
+        evidence: NDArray[np.floating] | None = None,
     ) -> None:
         """Take one step for every sample that has evidence.
 
         Args:
-            pressure: f of each sample, (N,); NaN for a sample that was not seen, whose logit stays as it is.
+            pressure: f of each sample, (N,); NaN for a sample outside the game, whose logit stays as it is.
             neutral: the pressure that moves nothing.
             lam: strength of the compression term, >= 0. It may move the logits by up to `lam` times what a sample's own
                 evidence may; from 1 on, no evidence that all samples share can keep the target out of reach.
             target: kept share asked for now, (0, 1].
             rate: logit units per unit of pressure, > 0.
             clip: largest |pressure - neutral| taken in one step; samples beyond it are not told apart.
+            evidence: (N,) in [0, 1], the part of its own step that each sample takes; 1 each if None. At 0 a sample
+                only goes along with the common step, which puts no sample before another: one that stayed behind
+                would fall out, or stay in, for not having been looked at.
 
         Raises:
-            ValueError: `pressure` has another length than the mask.
+            ValueError: `pressure` or `evidence` has another length than the mask.
         """
         pressure = np.asarray(pressure, np.float64)
         if pressure.shape != self.logits.shape:
             raise ValueError(f"Expected one pressure for each of {len(self)} samples, but got shape {pressure.shape}.")
-        evidence = np.clip(pressure - neutral, -clip, clip)
-        seen = np.isfinite(evidence)
-        self.logits[seen] -= rate * evidence[seen]
+        share = np.ones(len(self)) if evidence is None else np.asarray(evidence, np.float64)
+        if share.shape != self.logits.shape:
+            raise ValueError(f"Expected the evidence of each of {len(self)} samples, but got shape {share.shape}.")
+        own = np.clip(pressure - neutral, -clip, clip)
+        seen = np.isfinite(own)
+        self.logits[seen] -= rate * own[seen] * share[seen]
         reach = lam * rate * clip
         self.logits[seen] += np.clip(self._shift_to(target, seen), -reach, reach)
 

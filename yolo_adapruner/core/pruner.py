@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from yolo_adapruner.core import controller
 from yolo_adapruner.core.history import EpochRecord, RunningMoments
 from yolo_adapruner.core.mask import Mask
-from yolo_adapruner.core.selection import select_kept
+from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 
 
@@ -79,7 +79,9 @@ class Pruner:
         stage: the stage of the epoch that runs now or comes next.
         signal: (N,) nats, what each sample is judged by: the surprise of its mean readings over the joint epochs so
             far; NaN before.
-        moments: mean and spread over the joint epochs; columns are the channels and then one epoch's surprise.
+        moments: mean and spread over the joint epochs; columns are the channels and then one epoch's surprise. An
+            epoch counts by what was seen of the sample in it, up to one whole view.
+        seen: (N,) whole views that each sample was judged on over the joint epochs, >= 0; 0 where nothing is known.
         kept: (N,) bool once the fine-tune stage has begun, None before.
     """
 
@@ -88,6 +90,7 @@ class Pruner:
         self.mask = Mask(n)
         self.moments = RunningMoments(n, channels + 1)
         self.signal: NDArray[np.float64] = np.full(n, np.nan)
+        self.seen: NDArray[np.float64] = np.zeros(n)
         self.kept: NDArray[np.bool_] | None = None
         # At least one epoch for each stage that is wanted, whatever the budget and the shares.
         self.joint_epochs = max(1, round(settings.joint * epochs))
@@ -105,6 +108,17 @@ class Pruner:
         """Number of samples."""
         return len(self.mask)
 
+    @property
+    def record(self) -> EpochRecord:
+        """What was read in the epoch that is open.
+
+        Raises:
+            RuntimeError: none is.
+        """
+        if self._record is None:
+            raise RuntimeError("observe() or close_epoch() before open_epoch()")
+        return self._record
+
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
@@ -113,11 +127,22 @@ class Pruner:
         """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one."""
         return self.mask.weights(self.state.s) if self.stage is Stage.JOINT else None
 
-    def observe(self, ids: NDArray[np.integer], readings: NDArray[np.floating]) -> None:
-        """Note a batch: ids (B,), readings (B, C), NaN where a sample gives none."""
-        if self._record is None:
-            raise RuntimeError("observe() before open_epoch()")
-        self._record.add(ids, readings)
+    def observe(
+        self, ids: NDArray[np.integer], readings: NDArray[np.floating], area: NDArray[np.floating] | None = None
+    ) -> None:
+        """Note a batch.
+
+        Args:
+            ids: (B,); a sample may stand there several times, as in a mosaic of several parts of it.
+            readings: (B, C), NaN where a sample gives none.
+            area: (B,) in whole views, finite and >= 0: the share of a network input's pixels that is this sample's.
+                1 is a whole input, a quarter of a mosaic is 0.25; the caller divides, the core knows no pixels. None:
+                a whole view each.
+
+        Raises:
+            ValueError: an area is negative or no number, or there is not one for each of `ids`.
+        """
+        self.record.add(ids, readings, area)
 
     def close_epoch(self, metric: float, *, works: bool = False) -> dict[str, float]:
         """End the epoch: move the mask, let the controller step, change stage when it is time.
@@ -147,26 +172,31 @@ class Pruner:
             self.state = controller.start(self.schedule, metric)
 
     def _close_joint(self, metric: float) -> None:
-        assert self._record is not None, "close_epoch() before open_epoch()"
-        readings = self._record.means()
-        self.moments.add(np.column_stack((readings, surprise(readings))))
+        readings = self.record.means()
+        # More than a whole view makes an epoch no surer: what is left between epochs is the model's, not the crop's.
+        evidence = np.minimum(self.record.area, 1)
+        self.moments.add(np.column_stack((readings, surprise(readings))), evidence)
+        self.seen += self.record.area
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         self.signal = surprise(self.moments.means[:, :-1])
         f = pressure(sample_loss(self.signal, self.settings.tau))
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         neutral = float(np.nanquantile(f, 1 - self.settings.share)) if np.isfinite(f).any() else 0.0
-        self.mask.update(
-            f,
-            neutral=neutral,
-            lam=self.state.lam,
-            target=self.state.target,
-            rate=self.settings.rate,
-            clip=self.settings.clip,
-        )
+        if evidence.any():
+            # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
+            self.mask.update(
+                np.where(np.isnan(f), neutral, f),
+                neutral=neutral,
+                lam=self.state.lam,
+                target=self.state.target,
+                rate=self.settings.rate,
+                clip=self.settings.clip,
+                evidence=evidence,
+            )
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
         if state.best_epoch != self.state.best_epoch:
-            self._best_logits = self.mask.logits.copy()
+            self._best_logits = self._scores()
         self.state = state
         if state.epoch >= self.joint_epochs:
             self.decide()
@@ -174,14 +204,18 @@ class Pruner:
     def decide(self) -> NDArray[np.bool_]:
         """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched.
 
-        A run that was stopped before any sample was judged keeps them all: ties are no reason to drop one.
+        A sample that no epoch up to that mask has seen has no score: its logit becomes NaN, and it goes after all
+        others. A run that was stopped before any sample was judged keeps them all: ties are no reason to drop one.
         """
-        if self._best_logits is not None:
-            self.mask.logits = self._best_logits
-        share = self.settings.share if self.moments.count.any() else 0.0
-        self.kept = select_kept(self.mask.logits, share, seed=self.seed)
+        self.mask.logits = self._scores() if self._best_logits is None else self._best_logits
+        share = self.settings.share if self.seen.any() else 0.0
+        self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed)
         self.stage = Stage.FINETUNE
         return self.kept
+
+    def _scores(self) -> NDArray[np.float64]:
+        """The logits as they are now, (N,), NaN where nothing of the sample was ever seen."""
+        return np.where(self.seen > 0, self.mask.logits, np.nan)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything an interrupted run needs to go on, as arrays and plain values."""
@@ -190,6 +224,7 @@ class Pruner:
             "logits": self.mask.logits.copy(),
             "best_logits": self._best_logits,
             "signal": self.signal.copy(),
+            "seen": self.seen.copy(),
             "kept": self.kept,
             "moments": self.moments.state_dict(),
             "controller": asdict(self.state),
@@ -200,14 +235,17 @@ class Pruner:
         """Take over what `state_dict` gave.
 
         Raises:
-            ValueError: the state is of another number of samples.
+            ValueError: the state is of another number of samples, or lacks a part, as one that knows no areas does.
         """
+        if missing := self.state_dict().keys() - state.keys():
+            raise ValueError(f"Expected a state with {', '.join(sorted(missing))}, but this one has none.")
         if len(state["logits"]) != self.n:
             raise ValueError(f"Expected the state of {self.n} samples, but got one of {len(state['logits'])}.")
         self.stage = Stage(state["stage"])
         self.mask.logits = np.array(state["logits"], np.float64)
         self._best_logits = None if state["best_logits"] is None else np.array(state["best_logits"], np.float64)
         self.signal = np.array(state["signal"], np.float64)
+        self.seen = np.array(state["seen"], np.float64)
         self.kept = None if state["kept"] is None else np.array(state["kept"], bool)
         self.moments.load_state_dict(state["moments"])
         self.state = replace(self.state, **state["controller"])

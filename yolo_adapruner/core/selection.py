@@ -37,6 +37,13 @@ def select_kept(scores: NDArray[np.floating], prune: float, *, seed: int = 0) ->
     return kept
 
 
+def unknown_last(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the scores, (N,), with NaN, which is no score, above all others: what nobody saw is the last to go."""
+    values = np.asarray(scores, np.float64)
+    known = np.isfinite(values)
+    return np.where(known, values, values[known].max(initial=0.0) + 1)
+
+
 def random_kept(n: int, prune: float, *, seed: int) -> NDArray[np.bool_]:
     """Return a random kept set of the same size as `select_kept` gives, (n,) bool: the baseline sceptics believe in."""
     return select_kept(np.random.default_rng([seed, n]).random(n), prune, seed=seed)

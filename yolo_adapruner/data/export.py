@@ -7,6 +7,7 @@ and at other shares. Knows no Ultralytics and no model.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -21,7 +22,7 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from yolo_adapruner.core.selection import select_kept
+from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -39,7 +40,17 @@ class Outcome:
     Attributes:
         paths: absolute image paths, sorted.
         kept: (N,) bool.
-        columns: the remaining columns of scores.csv, name -> (N,) array, in their order.
+        columns: the remaining columns of scores.csv, name -> (N,) array, in their order. `Outcome.of` gives them:
+
+            - weight: sigmoid(s_end * logit), [0, 1]; logit: the score, what images are ranked by. Both NaN for an image
+              that the joint stage never saw: it has no score, and goes after all that have one.
+            - signal: nats >= 0, what the image is judged by, from its mean readings over the joint stage; signal_mean,
+              signal_spread: mean and standard deviation of one epoch's; then the mean of each reading. NaN where an
+              image gives none.
+            - epochs_seen: joint epochs that saw the image.
+            - seen: the pixels it was judged on in them, in whole views: 2.5 is as many as two and a half full network
+              inputs. A score from less than one view rests on little.
+            - boxes: labelled boxes.
     """
 
     paths: Sequence[str]
@@ -56,7 +67,7 @@ class Outcome:
             nan = np.full(n, np.nan)
             names = ("logit", "signal", "signal_mean", "signal_spread", *channels)
             columns = {"weight": np.ones(n), **dict.fromkeys(names, nan)}
-            kept, seen = np.ones(n, bool), np.zeros(n, np.int64)
+            kept, epochs, seen = np.ones(n, bool), np.zeros(n, np.int64), np.zeros(n)
         else:
             if pruner.kept is None:
                 raise RunError("Expected a run whose mask is decided, but it stopped before the joint stage ended.")
@@ -69,8 +80,9 @@ class Outcome:
                 "signal_spread": spread[:, -1],
                 **{name: mean[:, i] for i, name in enumerate(channels)},
             }
-            kept, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64)
-        return cls(paths, kept, {**columns, "epochs_seen": seen, "boxes": np.asarray(boxes, np.int64)})
+            kept, epochs, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64), pruner.seen
+        tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}
+        return cls(paths, kept, {**columns, **tail})
 
 
 def write(
@@ -125,14 +137,14 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
             raise ConfigError(f"Expected a prune share from 0 to 0.95, but got {share:g}.")
     manifest, outcome = read(folder)
     logits, learned = outcome.columns["logit"], manifest["prune"]["share"]
-    if shares and not np.isfinite(logits).all():
-        raise RunError(
-            f"Expected a run that scored its images, but {folder} was run with prune 0: run it with a share."
-        )
+    if shares and not np.isfinite(logits).any():
+        reason = "stopped before it judged any: start anew" if learned else "was run with prune 0: run it with a share"
+        raise RunError(f"Expected a run that scored its images, but {folder} {reason}.")
     try:
         written = [_write_files(folder, outcome, manifest["data"])]
         for share in shares:
-            part = Outcome(outcome.paths, select_kept(logits, share, seed=manifest["seed"]), outcome.columns)
+            kept = select_kept(unknown_last(logits), share, seed=manifest["seed"])
+            part = Outcome(outcome.paths, kept, outcome.columns)
             note = "" if share == learned else f" Extrapolated: the mask was learned for prune {learned:g}."
             target = folder / f"prune-{share:g}"
             target.mkdir(exist_ok=True)
@@ -182,15 +194,36 @@ def hash_paths(paths: Sequence[str]) -> str:
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and put it in `target`'s place once it is whole and on disk."""
+    """Give a temporary path to write to, and put it in `target`'s place once it is whole and on disk.
+
+    Whatever stops it, `target` is what it was or what it shall be, also after a power cut.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a write that failed does not say whose
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk: until then a new name may be lost with the power, though the file is there."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems cannot; the file itself is on disk
+        pass
+    finally:
+        os.close(handle)
 
 
 def _check(manifest: Mapping[str, Any], outcome: Outcome) -> None:
@@ -207,10 +240,12 @@ def _check(manifest: Mapping[str, Any], outcome: Outcome) -> None:
 
 def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: str = "") -> Path:
     table = scores_table(outcome)
-    with replace_file(folder / "scores.csv") as temporary:
-        table.write_csv(temporary)
+    # Through memory: on a full disk polars' own writer raises errors of its own that say no errno.
+    _write_text(folder / "scores.csv", table.write_csv())
+    columns = io.BytesIO()
+    table.write_parquet(columns)
     with replace_file(folder / "scores.parquet") as temporary:
-        table.write_parquet(temporary)
+        temporary.write_bytes(columns.getvalue())
     for name, rows in (("kept.txt", outcome.kept), ("dropped.txt", ~outcome.kept)):
         _write_text(folder / name, "".join(f"{p}\n" for p, row in zip(outcome.paths, rows, strict=True) if row))
     head = (
@@ -218,8 +253,10 @@ def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: 
         f"kept by yolo-adapruner.{note}\n"
     )
     body = {"path": data["path"], "train": os.path.abspath(folder / "kept.txt"), **data["rest"]}
-    if isinstance(body.get("names"), dict):  # JSON has no keys but strings
-        body["names"] = {int(k) if k.isdecimal() else k: v for k, v in body["names"].items()}
+    # JSON has no keys but strings; these two have class ids.
+    for key in ("names", "kpt_names"):
+        if isinstance(body.get(key), dict):
+            body[key] = {int(k) if k.isdecimal() else k: v for k, v in body[key].items()}
     pruned = folder / "pruned.yaml"
     _write_text(pruned, head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
     return pruned

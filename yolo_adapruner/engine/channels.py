@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from ultralytics.utils.metrics import probiou
 
 from yolo_adapruner.engine.losses import Assignment
 
@@ -20,12 +21,16 @@ MISSING_TOP = 10
 """How many of the most confident unexplained predictions make up the last channel."""
 _CANDIDATES = 4 * MISSING_TOP
 _EXPLAINED_IOU = 0.5
+_ROTATED = 5
 _EPS = 1e-7
 
 
 @torch.no_grad()
 def detection_channels(seen: Assignment) -> Tensor:
     """Return the four channels of each image, (B, 4) float32 >= 0, NaN where an image has nothing to say.
+
+    IoU is Ultralytics' probabilistic one where boxes are rotated, the one its own metrics of such models count with.
+    Masks and keypoints are not looked at.
 
     - localisation: 1 - IoU of an object's assigned anchors, mean over anchors, then over objects; in [0, 1].
     - classification: -log of the labelled class's share in the class probabilities that the same anchors of an object
@@ -84,7 +89,7 @@ def _unexplained(seen: Assignment) -> Tensor:
     top = min(_CANDIDATES, confidence.shape[1])
     confidence, anchor = confidence.topk(top, 1)
     if seen.gt_boxes.shape[1]:
-        boxes = seen.boxes.gather(1, anchor[..., None].expand(-1, -1, 4))
+        boxes = seen.boxes.gather(1, anchor[..., None].expand(-1, -1, seen.boxes.shape[-1]))
         overlap = _iou(boxes[:, :, None], seen.gt_boxes[:, None].to(boxes.dtype))
         explained = ((overlap >= _EXPLAINED_IOU) & seen.gt_valid[:, None, :, 0]).any(-1)
         confidence = confidence.masked_fill(explained, 0)
@@ -93,7 +98,10 @@ def _unexplained(seen: Assignment) -> Tensor:
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes (..., 4) xyxy, element by element with broadcasting; 0 where both are empty."""
+    """IoU of boxes, (..., 4) xyxy or (..., 5) xywhr, element by element with broadcasting; 0 for empty xyxy ones."""
+    if a.shape[-1] == _ROTATED:
+        a, b = torch.broadcast_tensors(a, b)  # upstream's takes plain rows only
+        return probiou(a.reshape(-1, _ROTATED), b.reshape(-1, _ROTATED)).clamp(0, 1).view(a.shape[:-1])
     corner_low = torch.maximum(a[..., :2], b[..., :2])
     corner_high = torch.minimum(a[..., 2:], b[..., 2:])
     shared = (corner_high - corner_low).clamp_min(0).prod(-1)

@@ -1,12 +1,10 @@
-"""The trainers, one a task: Ultralytics' own with the mask's hooks before it. Nothing else is in them."""
+"""The detectors' trainer: Ultralytics' own with the mask's hooks before it. Nothing else is in it."""
 
 from __future__ import annotations
 
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from yolo_adapruner.engine.trainer import METRIC, AdaPruneMixin
-
-__all__ = ["METRIC", "AdaPruneTrainer"]
+from yolo_adapruner.engine.trainer import AdaPruneMixin
 
 
 class AdaPruneTrainer(AdaPruneMixin, DetectionTrainer):
@@ -17,8 +15,8 @@ class AdaPruneTrainer(AdaPruneMixin, DetectionTrainer):
     `AdaPruneMixin`.
 
     Raises:
-        ConfigError: several devices, a task other than detection, `val=False`, `time=`, or a share that leaves fewer
-            images than a batch.
+        ConfigError: a model that is no plain detector, distillation, int8, `val=False`, `time=`, fewer images a batch
+            than devices, or a share that leaves fewer images than a batch.
         DataError: no training image has a box.
         RunError: a resume whose images or settings differ from the interrupted run's.
     """

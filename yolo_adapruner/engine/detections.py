@@ -19,7 +19,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from yolo_adapruner.data.boxes import ImageDetections, unique_names
-from yolo_adapruner.engine import runtime
+from yolo_adapruner.engine import labelcache, runtime
 from yolo_adapruner.errors import ConfigError, DataError
 
 _WRITES = {"plots", "visualize", "save_json", "save_txt", "project", "name", "save_dir"}
@@ -42,7 +42,7 @@ def collect(
 
     Confidence floor, NMS, cap of detections, rectangular batches: Ultralytics' defaults (0.001, 0.7, 300, on).
     Nothing is rounded and nothing is clipped to the image: these are the boxes the validator itself judges, with the
-    letterbox undone in float64. Nothing is written but Ultralytics' label cache next to the labels. An image that a
+    letterbox undone in float64. Nothing is written. An image that a
     list names twice is kept once. The number of torch threads is put back afterwards.
 
     Args:
@@ -108,6 +108,11 @@ class _Recorder(DetectionValidator):
             raise DataError(
                 f"Expected a model of {self.data['nc']} classes, but got {self.nc}; train it on this data set."
             )
+
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
+        """Return Ultralytics' own data set, its labels read anew."""
+        split = self.args.split or "val"
+        return labelcache.build(self.args, img_path, batch, self.data, mode=mode, stride=self.stride, split=split)
 
     def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
         """Note each image of the batch after the stock bookkeeping."""

@@ -1,8 +1,9 @@
-"""The exact split of Ultralytics' detection loss over the images of a batch, by two stand-ins on the criterion.
+"""The exact split of Ultralytics' loss over the images of a batch, by stand-ins on the criterion.
 
 Upstream sums its box, cls and dfl terms over the batch and divides by one batch-wide normaliser, so the total is linear
 in a weight per image. `LossTap` puts that weight where the terms are still separate, and leaves the rest of the
-criterion, its normaliser included, alone. This module does not know what the weights mean.
+criterion, its normaliser included, alone. What segment, pose and obb add is in `taskloss`. This module does not know
+what the weights mean.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolo_adapruner.engine import taskloss
 from yolo_adapruner.errors import ConfigError
 
 
@@ -22,9 +24,9 @@ class Assignment:
 
     Attributes:
         scores: class probabilities, (B, A, C) in [0, 1].
-        boxes: predicted boxes, (B, A, 4) xyxy in input pixels.
+        boxes: predicted boxes, (B, A, 4) xyxy in input pixels; of an obb model (B, A, 5) xywhr, radians.
         gt_labels: labelled classes, (B, M, 1).
-        gt_boxes: labelled boxes, (B, M, 4) xyxy in input pixels.
+        gt_boxes: labelled boxes, (B, M, 4) or (B, M, 5) as `boxes`.
         gt_valid: which of the M rows are labels and not padding, (B, M, 1) bool.
         foreground: anchors that answer for a labelled box, (B, A) bool.
         gt_index: the row of `gt_boxes` each anchor answers for, (B, A); meaningless outside `foreground`.
@@ -43,7 +45,8 @@ class LossTap:
     """Weights each image's share of the loss, and keeps the assigner's last answer for the judge.
 
     Args:
-        criterion: an Ultralytics `v8DetectionLoss` or `E2ELoss` instance; only this instance is changed.
+        criterion: an instance of one of the criteria in `taskloss.COVERED`, or an `E2ELoss` of two such; only this
+            instance is changed.
 
     Attributes:
         weights: (B,) float tensor on the criterion's device, or None. With None the criterion is the stock one.
@@ -65,6 +68,7 @@ class LossTap:
             head.bce = _WeightedBCE(self, head.bce)
             head.bbox_loss = _WeightedBoxLoss(self, head.bbox_loss)
             head.assigner = _WatchedAssigner(self, head.assigner, judged=i == 0)
+            taskloss.install(self, head)
 
     def clear(self) -> None:
         """Forget the batch: stock behaviour until weights are set again."""
@@ -100,14 +104,15 @@ def per_image_losses(total: Tensor, weights: Tensor) -> Tensor:
 
 
 def _heads(criterion: Any) -> list[Any]:
-    """The plain detection criteria inside a criterion, the one to judge by first."""
+    """The criteria of single heads inside a criterion, the one to judge by first."""
     heads = [criterion.one2many, criterion.one2one] if hasattr(criterion, "one2many") else [criterion]
-    # A subclass (segment, pose, obb) adds terms of its own that these stand-ins would leave unweighted.
-    if any(type(head).__name__ != "v8DetectionLoss" for head in heads):
+    # By exact class: a subclass may add terms of its own that these stand-ins would leave unweighted.
+    if any(type(head).__name__ not in taskloss.COVERED for head in heads):
         kinds = ", ".join(sorted({type(head).__name__ for head in heads}))
         raise ConfigError(
-            f"Expected a model with the YOLO detection loss (v8DetectionLoss), but got {kinds}: "
-            "choose a detection model such as yolov3-tiny.yaml, yolov8n.yaml, yolo11n.yaml or yolo26n.yaml."
+            f"Expected a model with one of Ultralytics' YOLO losses ({', '.join(taskloss.COVERED)}), but got {kinds}: "
+            "choose a model such as yolov3-tiny.yaml, yolo11n.yaml, yolo11n-seg.yaml, yolo11n-pose.yaml or "
+            "yolo11n-obb.yaml."
         )
     return heads
 

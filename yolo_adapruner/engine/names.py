@@ -9,12 +9,16 @@ from typing import Any
 import torch
 import yaml
 from ultralytics.cfg import get_cfg
+from ultralytics.data.utils import check_det_dataset, find_dataset_yaml
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import ROOT, SETTINGS
-from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
+from ultralytics.utils import ROOT, SETTINGS, YAML
+from ultralytics.utils.checks import check_file
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS, clean_url
 
 from yolo_adapruner import resources
+from yolo_adapruner.augmentations import for_ultralytics
 from yolo_adapruner.config import RunConfig
+from yolo_adapruner.engine import heads, runtime
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -23,30 +27,45 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
     """Return the settings Ultralytics is handed, with names resolved.
 
     Raises:
-        ConfigError: `train:` holds what Ultralytics does not know or cannot take.
+        ConfigError: `train:` holds what Ultralytics does not know or cannot take, or what the mask cannot be combined
+            with; or there is no such model, or none for a task of ours.
     """
+    model = _resolve_model(config.model)
+    task = heads.task_of(model)
+    heads.refuse_other_task(task, config.train.get("task") or task, f"task={config.train.get('task')}")
     args: dict[str, Any] = {
-        "task": "detect",
+        "task": task,
         "mode": "train",
-        "model": _resolve_model(config.model),
+        "model": model,
         "data": resolve_data(config.data),
         "project": str(Path(config.project).absolute()),
         "name": config.name,
         **{k: getattr(config, k) for k in ("epochs", "imgsz", "batch", "seed", "optimizer", "lr0", "device")},
+        "augmentations": None if config.augmentations is None else for_ultralytics(config.augmentations),
         **config.train,
     }
     cuda = torch.cuda.is_available() and str(config.device).lower() != "cpu"
     if cuda and "amp" not in config.train:
         # Upstream's check of fp16 loads weights from the network; bf16 needs no check.
-        args["amp"] = "bf16" if torch.cuda.is_bf16_supported() else False
+        args["amp"] = "bf16" if runtime.native_bf16("cuda") else False
     if isinstance(args.get("pretrained"), str):
         args["pretrained"] = _resolve_checkpoint(args["pretrained"])
     args = {k: v for k, v in args.items() if v is not None}
     try:
-        get_cfg(overrides=args)
+        settings = get_cfg(overrides=args)
     except (SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f"Expected Ultralytics settings under train:, but {one_line(error)}") from None
+    heads.refuse_combinations(settings)
     return args
+
+
+def task_of(config: RunConfig) -> str:
+    """Return the task of a run config's model, a key of `heads.TASKS`.
+
+    Raises:
+        ConfigError: there is no such model, or none for a task of ours.
+    """
+    return heads.task_of(_resolve_model(config.model))
 
 
 def resolve_data(data: str) -> str:
@@ -67,6 +86,36 @@ def resolve_data(data: str) -> str:
             f"as coco128.yaml), but there is no {data}."
         )
     return data
+
+
+def refuse_script(data: str) -> None:
+    """Refuse a data file whose images are missing and whose `download:` is a script, unless it is a packaged one.
+
+    Ultralytics would run it, as Python or in a shell; a data set is to be read, not run. An archive's address is no
+    script.
+
+    Raises:
+        DataError: the file asks for a script to be run.
+    """
+    try:
+        file = Path(check_file(data))
+        file = find_dataset_yaml(file) if file.is_dir() else file
+        script = YAML.load(file).get("download")
+        address = re.fullmatch(r"https?\S+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)", clean_url(str(script)), re.I)
+        if script is None or address or _comes_with_a_package(file):
+            return
+        check_det_dataset(str(file), autodownload=False)
+    except Exception as error:  # every other trouble with the file is Ultralytics' to tell
+        if "images not found" in str(error):
+            raise DataError(
+                f"Expected the images of {data} to be in place, but they are missing and its download: is a script, "
+                "which only the data files that come with a package may run: run it by hand."
+            ) from None
+
+
+def _comes_with_a_package(file: Path) -> bool:
+    own = resources.folder("data")
+    return any(file.resolve().is_relative_to(place.resolve()) for place in (own, ROOT / "cfg" / "datasets") if place)
 
 
 def _resolve_model(model: str) -> str:

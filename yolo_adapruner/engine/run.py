@@ -19,9 +19,12 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_adapruner import config as run_config
 from yolo_adapruner.config import RunConfig
+from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
-from yolo_adapruner.engine.detect import METRIC, AdaPruneTrainer
+from yolo_adapruner.engine.heads import TASKS, task_of
 from yolo_adapruner.engine.names import resolve_data, ultralytics_args
+from yolo_adapruner.engine.tasks import trainer_for
+from yolo_adapruner.engine.trainer import AdaPruneMixin
 from yolo_adapruner.engine.trouble import one_line, one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, RunError
 
@@ -37,7 +40,8 @@ class RunResult:
         weights: its best.pt, which plain `YOLO(...)` loads.
         data: the pruned data set's data file.
         total, kept: number of training images before and after.
-        map50_95: validation mAP50-95 of best.pt as Ultralytics measures it, [0, 1]. It chose best.pt: not a result.
+        map50_95: validation mAP50-95 of best.pt as Ultralytics measures it, [0, 1]: of boxes, or of masks or keypoints
+            where the task is about those. It chose best.pt: not a result.
         seconds: wall time of the training.
         updates: optimizer steps taken.
     """
@@ -66,9 +70,9 @@ def train(config: RunConfig, *, save_dir: Path | None = None) -> RunResult:
     if save_dir is not None:
         overrides["save_dir"] = str(save_dir)
     with _run_folder(overrides) as folder, one_line_errors(config.data):
-        trainer = AdaPruneTrainer.configured(config.prune)(overrides={**overrides, "save_dir": str(folder)})
-        _save_run_config(folder, config, overrides)
-        return _finish(trainer)
+        notes = {RUN_CONFIG: _run_config_text(config, overrides)}
+        kind = trainer_for(overrides["task"]).configured(config.prune, notes)
+        return _finish(kind(overrides={**overrides, "save_dir": str(folder)}))
 
 
 def resume(run: str | Path) -> RunResult:
@@ -86,8 +90,9 @@ def resume(run: str | Path) -> RunResult:
             )
     config = run_config.load(saved)
     epochs = _whole_epochs(folder, last)
+    task = task_of(str(last))
     overrides = {
-        "task": "detect",
+        "task": task,
         "mode": "train",
         "model": str(last),
         "resume": str(last),
@@ -97,7 +102,7 @@ def resume(run: str | Path) -> RunResult:
     if config.device is not None:
         overrides["device"] = config.device
     with one_line_errors(config.data):
-        trainer = AdaPruneTrainer.configured(config.prune)(overrides=overrides)
+        trainer = trainer_for(task).configured(config.prune)(overrides=overrides)
         _forget_epochs_after(epochs, trainer.csv)
         return _finish(trainer)
 
@@ -164,31 +169,29 @@ def _take_away(made: Sequence[Path]) -> None:
             parent.rmdir()
 
 
-def _finish(trainer: AdaPruneTrainer) -> RunResult:
+def _finish(trainer: AdaPruneMixin) -> RunResult:
+    """Train and read the result from the run folder: what launched processes did is nowhere else."""
     began = time.monotonic()
     trainer.train()
     folder = Path(trainer.save_dir)
-    kept = (
-        len(trainer.paths) if trainer.pruner is None or trainer.pruner.kept is None else int(trainer.pruner.kept.sum())
-    )
+    manifest, outcome = export.read(folder)
     return RunResult(
         folder=folder,
         weights=Path(trainer.best),
         data=folder / "pruned.yaml",
-        total=len(trainer.paths),
-        kept=kept,
-        map50_95=float((trainer.metrics or {}).get(METRIC, float("nan"))),
+        total=len(outcome.paths),
+        kept=int(outcome.kept.sum()),
+        map50_95=(manifest["best_validation"] or {}).get(TASKS[trainer.task].metric, float("nan")),
         seconds=time.monotonic() - began,
-        updates=trainer.updates,
+        updates=manifest["updates"],
     )
 
 
-def _save_run_config(folder: Path, config: RunConfig, args: Mapping[str, Any]) -> None:
-    """Write the config, the user's own files by absolute path, so that it means the same in any working directory."""
+def _run_config_text(config: RunConfig, args: Mapping[str, Any]) -> str:
+    """Return the config as YAML, the user's own files by absolute path, so that it means the same in any folder."""
     content = config.model_dump()
     content |= {key: args[key] for key in ("model", "data") if Path(content[key]).exists()} | {
         "project": args["project"]
     }
     content = json.loads(json.dumps(content, default=str))  # a Python caller may have set what YAML has no word for
-    with replace_file(folder / RUN_CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

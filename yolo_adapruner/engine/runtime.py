@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from yolo_adapruner import __version__
+from yolo_adapruner.data.export import replace_file
 
 THREADS = "YOLO_ADAPRUNER_THREADS"
 """Environment variable that limits the threads of a run; several runs side by side each get their part."""
@@ -38,29 +38,24 @@ def use_all_cores(threads: int | None = None) -> int:
     return count
 
 
-@contextmanager
-def one_at_a_time(place: str | Path) -> Iterator[None]:
-    """Let one process of this user at a time do what concerns `place`; others wait.
-
-    Ultralytics keeps one label cache a folder and deletes and rewrites it whenever the image list differs; two runs on
-    one data set would otherwise read each other's half-written file.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, as upstream
-        yield
-        return
-    key = hashlib.sha256(os.path.abspath(place).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    with (_private_folder() / f"{key}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def native_bf16(device: torch.device | str) -> bool:
+    """Whether Ultralytics trains in bfloat16 on this device; torch also calls an emulation of it supported."""
+    device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _private_folder() -> Path:
-    """A folder of this user's in the temporary directory."""
-    folder = Path(tempfile.gettempdir()) / f"yolo_adapruner-{os.getuid() if hasattr(os, 'getuid') else 0}"
-    folder.mkdir(exist_ok=True)
-    return folder
+    """A folder of this user's alone in the temporary directory, where everybody may put folders of any name."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"yolo_adapruner-{user}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o022:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="yolo_adapruner-"))
 
 
 def offer_font() -> None:
@@ -77,8 +72,9 @@ def offer_font() -> None:
     folder = _private_folder()
     for name in ("Arial.ttf", "Arial.Unicode.ttf"):
         target = folder / name
-        if not target.exists():
-            shutil.copyfile(source, target)
+        if not target.exists():  # whole from its first moment: another run may be about to read it
+            with replace_file(target) as temporary:
+                shutil.copyfile(source, temporary)
         font_manager.fontManager.addfont(target)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import get_cfg
-from ultralytics.data.build import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import runtime
-from yolo_adapruner.engine.names import resolve_data
+from yolo_adapruner.engine import labelcache, runtime
+from yolo_adapruner.engine.names import refuse_script, resolve_data
 from yolo_adapruner.engine.trouble import one_line_errors
 
 
@@ -24,7 +23,9 @@ def load_data(data: str) -> dict[str, Any]:
     """
     runtime.offer_font()
     with one_line_errors(data):
-        return check_det_dataset(resolve_data(data))
+        file = resolve_data(data)
+        refuse_script(file)
+        return check_det_dataset(file)
 
 
 def split_images(data: dict[str, Any], split: str) -> list[str]:
@@ -35,7 +36,7 @@ def split_images(data: dict[str, Any], split: str) -> list[str]:
     """
     with one_line_errors(str(data.get("yaml_file", "data"))):
         cfg = get_cfg(overrides={"task": "detect", "mode": "val"})
-        return images.unique_paths(build_yolo_dataset(cfg, data[split], 1, data, mode="val", stride=32))
+        return images.unique_paths(labelcache.build(cfg, data[split], 1, data, mode="val"))
 
 
 def box_classes(paths: Sequence[str]) -> list[list[int]]:

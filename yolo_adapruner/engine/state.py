@@ -6,6 +6,7 @@ that last.pt holds is in the sidecar. It is read with torch's weights-only loade
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from yolo_adapruner.data.export import hash_paths, replace_file
 from yolo_adapruner.errors import RunError
 
 NAME = "adaprune.pt"
-_FORMAT = 1
+_FORMAT = 2  # 1 knew no areas
 
 
 def write(folder: Path, epoch: int, pruner: Pruner, paths: Sequence[str], config: PruneConfig) -> None:
@@ -33,8 +34,10 @@ def write(folder: Path, epoch: int, pruner: Pruner, paths: Sequence[str], config
             epochs = {e: s for e, s in _load(file)["epochs"].items() if e == epoch - 1}
     epochs[epoch] = _to_tensors(pruner.state_dict())
     content = {"format": _FORMAT, "images": hash_paths(paths), "prune": config.model_dump(), "epochs": epochs}
+    packed = io.BytesIO()  # through memory: on a full disk torch's own writer does not say why it failed
+    torch.save(content, packed)
     with replace_file(file) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(packed.getvalue())
 
 
 def read(folder: Path, epoch: int, paths: Sequence[str], config: PruneConfig) -> dict[str, Any]:

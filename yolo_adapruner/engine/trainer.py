@@ -6,6 +6,7 @@ What an image deserves is decided in `core`; this class only carries batches the
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,25 +14,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from ultralytics.engine.trainer import BaseTrainer
-from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
+from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import runtime, state
+from yolo_adapruner.engine import distributed, evidence, heads, labelcache, runtime, state
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.trouble import one_line
+from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-METRIC = "metrics/mAP50-95(B)"
-_HEADS = ("Detect", "v10Detect")
 
 
 class AdaPruneMixin(BaseTrainer):
@@ -39,20 +40,24 @@ class AdaPruneMixin(BaseTrainer):
 
     Attributes:
         prune_config: settings of the method, one for the class; `configured` makes a class with others.
+        notes: texts to leave in the run folder, by file name; part of the class like the settings, because launched
+            processes are handed the class and begin with an empty folder.
+        task: what it trains for, a key of `heads.TASKS`; one for the class.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
         updates: optimizer steps taken since this process began.
     """
 
     prune_config: ClassVar[PruneConfig] = PruneConfig()
+    notes: ClassVar[Mapping[str, str]] = {}
+    task: ClassVar[str] = "detect"
     train_loader: Any
 
     @classmethod
-    def configured(cls, config: PruneConfig) -> type[Self]:
+    def configured(cls, config: PruneConfig, notes: Mapping[str, str] | None = None) -> type[Self]:
         """Return this trainer with other settings, as a class of the same name that Ultralytics can be handed."""
-        return type(
-            cls.__name__, (cls,), {"prune_config": config, "__module__": cls.__module__, "__doc__": cls.__doc__}
-        )
+        own = {"prune_config": config, "notes": notes or {}}
+        return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
@@ -61,16 +66,31 @@ class AdaPruneMixin(BaseTrainer):
         self.pruner: Pruner | None = None
         self.paths: list[str] = []
         self.updates = 0
+        self._taken: bool | None = None
         self._kept_dataset: Any = None
         super().__init__(cfg, overrides, _callbacks)
-        runtime.use_all_cores()
+        runtime.use_all_cores(max(1, runtime.cores() // WORLD_SIZE))
+        if RANK in {-1, 0}:
+            for name, text in self.notes.items():
+                with replace_file(Path(self.save_dir) / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+
+    def train(self) -> None:
+        """Train here, or in processes that Ultralytics launches; an error of theirs ends this one with their line."""
+        with distributed.launching() if self.ddp else distributed.launched(str(self.args.data)):
+            super().train()
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
         super().check_resume(overrides)
-        _refuse_unsupported(self.args)
+        _refuse_unsupported(self.args, self.task)
+
+    def get_dataset(self) -> Any:
+        """Read the data file as Ultralytics does, but run no script that came with it."""
+        refuse_script(str(self.args.data))
+        return super().get_dataset()
 
     def setup_model(self) -> Any:
         """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""
@@ -85,14 +105,10 @@ class AdaPruneMixin(BaseTrainer):
             ) from error
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-        """Build the model as Ultralytics does, and refuse one that is no plain detector."""
+        """Build the model as Ultralytics does, and refuse one that is not plainly of this trainer's task."""
         model = super().get_model(cfg, weights, verbose)
-        head = type(model.model[-1]).__name__
-        if head not in _HEADS:
-            raise ConfigError(
-                f"Expected a model with a detection head ({' or '.join(_HEADS)}), but its last layer is {head}: choose "
-                "a detection model such as yolov3-tiny.yaml, yolov8n.yaml, yolo11n.yaml or yolo26n.yaml."
-            )
+        given = heads.task_of_head(type(model.model[-1]).__name__, self.args.model)
+        heads.refuse_other_task(self.task, given, self.args.model)
         return model
 
     def _setup_train(self) -> None:
@@ -117,12 +133,14 @@ class AdaPruneMixin(BaseTrainer):
             LOGGER.info("prune 0: nothing will be pruned, this is stock training")
             return
         left = len(self.paths) - drop_count(len(self.paths), share)
+        ranks = max(self.world_size, 1)
         if left < self.batch_size:
             raise ConfigError(
                 f"Expected at least one batch of images to be left, but prune {share:g} of {len(self.paths)} images "
                 f"leaves {left} with batch {self.batch_size}: prune less or take a smaller batch."
             )
-        if left % self.batch_size == 1 and self.args.imgsz < 2 * self.stride:  # upstream checks all the images alone
+        last = -(-left // ranks) % (self.batch_size // ranks)
+        if last == 1 and not self.args.compile and self.args.imgsz < 2 * self.stride:  # upstream looks at all images
             raise ConfigError(
                 f"Expected batches of two images or more at imgsz {self.args.imgsz}, for batch normalisation, but the "
                 f"last of the {left} images that prune {share:g} leaves stands alone with batch {self.batch_size}: "
@@ -142,11 +160,14 @@ class AdaPruneMixin(BaseTrainer):
             self._restore(self.start_epoch - 1)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Return the kept images once the mask is decided, and Ultralytics' own data set otherwise."""
+        """Return the kept images once the mask is decided, and else Ultralytics' own data set, its labels read anew."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
-        with runtime.one_at_a_time(self.data["path"]):
-            return super().build_dataset(img_path, mode, batch)
+        if mode == "train":
+            transforms = getattr(self.args, "augmentations", None) or []
+            try_out(transforms, self.args.imgsz, self.data.get("channels", 3), rect=self.args.rect)
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
@@ -165,8 +186,9 @@ class AdaPruneMixin(BaseTrainer):
             self._enter(pruner)
         pruner.open_epoch()
         weights = pruner.weights()
-        self._weights = None if weights is None else torch.from_numpy(weights).to(self.device)
-        self._readings: list[np.ndarray[Any, Any]] = []
+        self._weights = None if weights is None else torch.from_numpy(weights)
+        self._evidence, self._drawn, self._taken = evidence.Evidence(), 0, None
+        self._tap.clear()  # what a batch that failed has left there
         self._tap.watching = pruner.stage is not Stage.FINETUNE
         if pruner.stage is not Stage.FINETUNE:
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
@@ -184,7 +206,10 @@ class AdaPruneMixin(BaseTrainer):
                 images.set_mixing(self._kept_dataset, self.args, on=False)
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
-                self.data["train"], batch_size=self.batch_size, rank=LOCAL_RANK, mode="train"
+                self.data["train"],
+                batch_size=self.batch_size // max(self.world_size, 1),
+                rank=LOCAL_RANK,
+                mode="train",
             )
         self._entered = pruner.stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
@@ -195,30 +220,51 @@ class AdaPruneMixin(BaseTrainer):
         batch = super().preprocess_batch(batch)
         if self.pruner is not None:
             self._batch_ids = [self._ids[images.identity(f)] for f in batch["im_file"]]
-            self._tap.weights = None if self._weights is None else self._weights[self._batch_ids]
+            weights = None if self._weights is None else self._weights[self._batch_ids]
+            self._tap.weights = None if weights is None else weights.to(self.device, non_blocking=True)
         return batch
 
     def optimizer_step(self) -> None:
-        """Do Ultralytics' own step and count it; comparisons at equal updates need the number."""
+        """Do Ultralytics' own step and count it if it was taken; comparisons at equal updates need the number."""
+        scale = self.scaler.get_scale()
         super().optimizer_step()
-        self.updates += 1
+        self._taken = self.scaler.get_scale() >= scale  # fp16: a step whose gradient overflowed is skipped
+        self.updates += self._taken
 
     def _observe_batch(self, pruner: Pruner) -> None:
+        ids = np.asarray(self._batch_ids)
+        once = ~distributed.repeated(self.train_loader.sampler, self._drawn, len(ids))
+        self._drawn += len(ids)
         if self._tap.assignment is not None:
-            readings = detection_channels(self._tap.assignment).cpu().numpy()
-            pruner.observe(np.asarray(self._batch_ids), readings)
-            self._readings.append(readings)
+            readings = detection_channels(self._tap.assignment)
+            sound = evidence.sound(self._tap.assignment, self.loss)
+            self._evidence.add(ids, readings.masked_fill(~sound[:, None], torch.nan), once)
+        if self._taken is not None:  # upstream steps before it says that the batch has ended
+            self._evidence.settle(self._taken)
+            self._taken = None
         self._tap.clear()
 
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Close the epoch where Ultralytics, on every rank, has settled that it stands and is not trained again."""
+        again = super()._handle_nan_recovery(epoch)
+        if self.pruner is not None and not again:
+            self._close_epoch(self.pruner)
+        return again
+
+    def _close_epoch(self, pruner: Pruner) -> None:
+        if (seen := self._evidence.collect()) is not None:
+            pruner.observe(*seen)
+        distributed.add_up(pruner.record.totals, self.device)
+        iou, probability = fit(pruner.record.means())
+        works = min(iou, probability) >= self.prune_config.warmup_fit
+        # Only the first rank has the metrics.
+        metric = distributed.of_first(self.metrics[heads.TASKS[self.task].metric] if self.metrics else 0.0, self.device)
+        ran = pruner.close_epoch(metric, works=works)
+        self._columns = {f"prune/{key}": v for key, v in {**ran, "iou": iou, "probability": probability}.items()}
+
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Close the epoch, and write its line of results.csv with the controller's columns."""
-        if self.pruner is not None:
-            iou, probability = fit(np.concatenate(self._readings)) if self._readings else (0.0, 0.0)
-            works = min(iou, probability) >= self.prune_config.warmup_fit
-            ran = self.pruner.close_epoch(self.metrics[METRIC], works=works)
-            own = {**ran, "iou": iou, "probability": probability}
-            metrics = {**metrics, **{f"prune/{key}": value for key, value in own.items()}}
-        super().save_metrics(metrics)
+        """Write the epoch's line of results.csv with the controller's columns."""
+        super().save_metrics(metrics if self.pruner is None else {**metrics, **self._columns})
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
@@ -246,7 +292,9 @@ class AdaPruneMixin(BaseTrainer):
         # Stopped from outside before the joint stage ended.
         if self.pruner is not None and self.pruner.kept is None and self.pruner.decide().all():
             LOGGER.warning("stopped before any image was judged: nothing is pruned")
-        self._export(metrics={k: float(v) for k, v in (self.metrics or {}).items() if isinstance(v, (int, float))})
+        if RANK in {-1, 0}:
+            metrics = {k: float(v) for k, v in (self.metrics or {}).items() if isinstance(v, (int, float))}
+            self._export(metrics)
 
     def _export(self, metrics: dict[str, float] | None) -> None:
         outcome = export.Outcome.of(self.pruner, self.paths, self.boxes, CHANNELS, self.prune_config.share)
@@ -266,22 +314,29 @@ class AdaPruneMixin(BaseTrainer):
         )
 
 
-def _refuse_unsupported(args: Any) -> None:
-    if args.task != "detect":
-        raise ConfigError(
-            f"Expected a detection model, but task is {args.task}: choose a detection model such as yolov3-tiny.yaml."
-        )
+def _refuse_unsupported(args: Any, task: str) -> None:
+    heads.refuse_combinations(args)
+    heads.refuse_other_task(task, heads.task_of(str(args.model), task), args.model)
+    heads.refuse_other_task(task, args.task, f"task={args.task}")
     if not args.val:
         raise ConfigError("Expected validation after each epoch, but got val=False: the controller steers by it.")
     if args.time:
         raise ConfigError(f"Expected a budget in epochs, but got time={args.time}: set epochs instead.")
     device = parse_device(args.device)
-    if "," in device:
-        raise ConfigError(f"Expected one device, but got device={device}: pruning runs on one device so far.")
+    count = device.count(",") + 1
+    if count > 1 and args.batch < count:
+        raise ConfigError(
+            f"Expected a batch of at least an image a device, but got batch={args.batch:g} for {count} devices: set a "
+            f"whole number, such as batch={8 * count}; finding one by itself is for a single device."
+        )
     try:
-        select_device(device, verbose=False)
+        chosen = select_device(device, verbose=False)
     except ValueError:
         raise ConfigError(
             f"Expected a device of this machine, but got device={device}: it has cpu and {torch.cuda.device_count()} "
             "CUDA devices. Name one of them, or none to let Ultralytics pick."
         ) from None
+    if args.amp == "bf16" and not runtime.native_bf16(chosen):
+        raise ConfigError(
+            f"Expected a CUDA device that computes in bfloat16 for amp=bf16, but {chosen} is none: leave amp out."
+        )

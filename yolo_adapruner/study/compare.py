@@ -70,7 +70,8 @@ def compare(
         overrides: settings that win over the run config.
 
     Raises:
-        ConfigError: a share or `seeds` is out of range, or the named folder holds another comparison.
+        ConfigError: a share or `seeds` is out of range, the model is no detector, or the named folder holds another
+            comparison.
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
@@ -82,9 +83,18 @@ def compare(
             f"Expected prune shares in (0, 0.95], seeds >= 1 and jobs >= 1, but got prune {shares}, seeds {seeds} and "
             f"jobs {jobs}."
         )
-    from yolo_adapruner.engine import runtime
+    if resolved.batch < 1:
+        raise ConfigError(
+            f"Expected one batch size for all arms, but batch {resolved.batch:g} would find one for each: set a number."
+        )
+    from yolo_adapruner.engine import names, runtime
     from yolo_adapruner.engine.splits import load_data
 
+    if (task := names.task_of(resolved)) != "detect":
+        raise ConfigError(
+            f"Expected a detection model to compare with, but {resolved.model} is for {task}: train --prune works for "
+            "it, the comparison judges boxes alone."
+        )
     data = load_data(resolved.data)  # first: a missing data set leaves no folder behind
     folder = _folder(resolved, shares, seeds)
     base, reported_on = _judge_data(folder, data, resolved.seed)
@@ -248,7 +258,9 @@ def _run_cell(folder: Path, cell: Cell, config: RunConfig, base: Path) -> dict[s
     result = train(cell_config, save_dir=home)
     trained = time.monotonic()
     names = yaml.safe_load(base.read_text(encoding="utf-8"))["names"]
-    found, own = collect(result.weights, base, "test", imgsz=config.imgsz, batch=config.batch, device=config.device)
+    found, own = collect(
+        result.weights, base, "test", imgsz=config.imgsz, batch=int(config.batch), device=config.device
+    )
     metrics = coco_metrics(found, names)
     figures = {
         **asdict(cell),
@@ -281,7 +293,7 @@ def _list_arm(folder: Path, cell: Cell, config: RunConfig, base: Path) -> tuple[
     target.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if cell.budget == EPOCHS:
         return target, config.epochs
-    return target, equal_updates_epochs(config.epochs, total, int(kept.sum()), config.batch)
+    return target, equal_updates_epochs(config.epochs, total, int(kept.sum()), int(config.batch))
 
 
 def _save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:

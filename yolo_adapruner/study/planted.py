@@ -33,7 +33,8 @@ class Planted:
 
     Attributes:
         dropped, total: kind -> images; the kinds are those of the truth file.
-        auroc: of the logit for "this image's labels are wrong", [0, 1]; NaN where all or none are.
+        auroc: of the logit for "this image's labels are wrong", over the images that have one, [0, 1]; NaN where all or
+            none are.
     """
 
     dropped: dict[str, int]
@@ -54,10 +55,12 @@ def planted(outcome: Outcome, root: str | Path) -> Planted | None:
         return None
     kinds = np.array([truth.get(Path(path).as_posix(), "clean") for path in outcome.paths])
     wrong = np.isin(kinds, FAULTS)
+    logits = outcome.columns["logit"]
+    judged = np.isfinite(logits)
     return Planted(
         dropped=dict(Counter(kinds[~outcome.kept].tolist())),
         total=dict(Counter(kinds.tolist())),
-        auroc=auroc(-outcome.columns["logit"], wrong),
+        auroc=auroc(-logits[judged], wrong[judged]),
     )
 
 

@@ -1,0 +1,127 @@
+"""One run in several processes: what each must know of the others so that all hold the same mask, bit for bit.
+
+Ultralytics launches the processes, splits each epoch among them and averages the gradients. The mask is replicated:
+each process adds up everybody's readings in the order of ranks and then takes the same step from the same numbers.
+Knows no trainer and no mask; in a run of one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed as dist
+from torch.utils.data.distributed import DistributedSampler
+
+from yolo_adapruner import errors
+from yolo_adapruner.engine.trouble import one_line_errors
+from yolo_adapruner.errors import AdaPrunerError, RunError
+
+REPORT = "YOLO_ADAPRUNER_REPORT"
+"""Environment variable by which launched processes learn where to leave the line of an error."""
+
+
+def together() -> bool:
+    """Whether this process trains as one of a group, which may be a group of one."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def add_up(arrays: tuple[NDArray[np.generic], ...], device: torch.device) -> None:
+    """Put the sum over all processes in each array's place, the same in all of them bit for bit.
+
+    An all-reduce may add in another order on each process; here all add what they gathered, first rank first.
+
+    Args:
+        arrays: same shapes and types in all processes.
+        device: where the group's backend wants its tensors.
+    """
+    if not together():
+        return
+    for array in arrays:
+        mine = torch.from_numpy(array).to(device)
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine)
+        array[...] = sum(part.cpu().numpy() for part in parts)
+
+
+def of_first(value: float, device: torch.device) -> float:
+    """Return the first process's value in all of them."""
+    if not together():
+        return value
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return float(shared.item())
+
+
+def repeated(sampler: Any, first: int, count: int) -> NDArray[np.bool_]:
+    """Which of a batch's entries are there only to make all processes' shares of the epoch equally long, (count,).
+
+    `DistributedSampler` deals the epoch's order out like cards and begins it again where the last round falls short:
+    entry k of rank r is card k * ranks + r. The order itself, which workers may fetch early, need not be known.
+
+    Args:
+        sampler: the training loader's sampler.
+        first: how many entries this process had in the epoch before this batch.
+        count: entries in this batch.
+    """
+    if not isinstance(sampler, DistributedSampler):
+        return np.zeros(count, bool)
+    return (first + np.arange(count)) * sampler.num_replicas + sampler.rank >= len(sampler.dataset)  # type: ignore[arg-type]
+
+
+@contextmanager
+def launching() -> Iterator[None]:
+    """Let an error that a launched process left a line of end the launching one with that line.
+
+    Raises:
+        AdaPrunerError: of the kind and with the line that ended the first process to fail.
+        RunError: the processes failed without one of them leaving a line.
+    """
+    with tempfile.TemporaryDirectory(prefix="yolo_adapruner-") as folder:
+        os.environ[REPORT] = folder
+        try:
+            yield
+        except subprocess.CalledProcessError as error:
+            raise _reported(Path(folder), error.returncode) from None
+        finally:
+            del os.environ[REPORT]
+
+
+@contextmanager
+def launched(data: str) -> Iterator[None]:
+    """Leave the line of an error for the launching process, and end this one without a traceback.
+
+    Does nothing in a process that was not launched by one of ours.
+    """
+    folder = os.environ.get(REPORT)
+    if folder is None:
+        yield
+        return
+    try:
+        with one_line_errors(data):
+            yield
+    except AdaPrunerError as error:
+        content = json.dumps({"kind": type(error).__name__, "line": str(error)})
+        Path(folder, f"{os.getpid()}.json").write_text(content, encoding="utf-8")
+        raise SystemExit(error.exit_code) from None
+
+
+def _reported(folder: Path, code: int) -> AdaPrunerError:
+    lines = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not lines:
+        return RunError(
+            f"Expected the launched processes to finish the run, but they ended with exit code {code}: see what they "
+            "wrote above; what is on disk can be resumed with --resume RUN."
+        )
+    content = json.loads(lines[0].read_text(encoding="utf-8"))
+    kind: type[AdaPrunerError] = getattr(errors, content["kind"])
+    return kind(content["line"])

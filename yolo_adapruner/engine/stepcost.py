@@ -1,0 +1,226 @@
+"""What attribution costs a training step: Ultralytics' own trainer and ours, step by step in turn, in one process.
+
+Both sides run the step of Ultralytics' loop, loader included, on the same machine, threads, seed and recipe. Ours is in
+its joint stage, with weights on. What happens once an epoch is left out. Knows nothing of how attribution works.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import autocast, unset_deterministic
+
+from yolo_adapruner.config import PruneConfig, RunConfig
+from yolo_adapruner.core.pruner import Stage
+from yolo_adapruner.engine import runtime
+from yolo_adapruner.engine.detect import AdaPruneTrainer
+from yolo_adapruner.engine.names import ultralytics_args
+from yolo_adapruner.engine.trouble import one_line_errors
+from yolo_adapruner.errors import ConfigError
+
+_UNTIMED = 3  # steps a side before the clock counts: allocators, caches, the mosaic buffer
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The time of a masked and attributed step over that of a stock one.
+
+    Attributes:
+        ratio: median over rounds of (median masked step / median stock step).
+        quartiles: of the rounds' ratios.
+        interval: 95 % bootstrap interval of their median.
+        rounds, steps: rounds, and steps a side in each.
+        stock_ms, masked_ms: median step of either side, milliseconds.
+        same_input: both sides were given the same pictures, pixel by pixel, in every step. If not, the ratio compares
+            two recipes.
+    """
+
+    ratio: float
+    quartiles: tuple[float, float]
+    interval: tuple[float, float]
+    rounds: int
+    steps: int
+    stock_ms: float
+    masked_ms: float
+    same_input: bool
+
+
+def measure(config: RunConfig, *, steps: int = 10, repeats: int = 15) -> StepCost:
+    """Return what the mask and its attribution cost a training step.
+
+    Args:
+        config: the run; its recipe and seed serve both sides, its stages and epochs neither.
+        steps: steps a side in a round, >= 1.
+        repeats: rounds, >= 2.
+
+    Raises:
+        ConfigError: `steps` or `repeats` is out of range; or as `train`.
+        DataError, RunError: as `train`.
+    """
+    if steps < 1 or repeats < 2:
+        raise ConfigError(f"Expected steps >= 1 and repeats >= 2, but got steps {steps} and repeats {repeats}.")
+    runtime.offer_font()
+    # Never in another stage, nor within close_mosaic of the end.
+    method = PruneConfig(share=config.prune.share or 0.1, warmup=0, joint=1.0)
+    args = ultralytics_args(config) | {"epochs": 10_000, "plots": False, "verbose": False}
+    with _quiet(), TemporaryDirectory() as folder, one_line_errors(config.data):
+        kinds = {"stock": DetectionTrainer, "masked": AdaPruneTrainer.configured(method)}
+        sides = [_Side(kind, {**args, "save_dir": str(Path(folder, name))}) for name, kind in kinds.items()]
+        try:
+            runtime.use_all_cores()
+            state = _random_state()
+            for side in sides:
+                side.open(state)
+            return _measure(sides[0], sides[1], steps, repeats)
+        finally:
+            for side in sides:
+                side.close()
+            unset_deterministic()
+
+
+def facts(config: RunConfig) -> dict[str, Any]:
+    """Return what a measurement stands beside: model, sizes, mixing, machine, versions."""
+    mixing = {key: config.train[key] for key in ("mosaic", "mixup", "cutmix", "copy_paste") if key in config.train}
+    return {
+        **{key: getattr(config, key) for key in ("model", "data", "imgsz", "batch", "seed")},
+        "mixing": mixing,
+        "hardware": runtime.hardware(config.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        "versions": runtime.versions(),
+    }
+
+
+def summarise(
+    stock: Sequence[Sequence[float]], masked: Sequence[Sequence[float]], *, same_input: bool = True
+) -> StepCost:
+    """Return the figures behind the seconds of each step, by round and step."""
+    ratios = np.array([statistics.median(m) / statistics.median(s) for s, m in zip(stock, masked, strict=True)])
+    drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(drawn, 1), (0.025, 0.975))
+    first, third = np.quantile(ratios, (0.25, 0.75))
+    return StepCost(
+        ratio=float(np.median(ratios)),
+        quartiles=(float(first), float(third)),
+        interval=(float(low), float(high)),
+        rounds=len(ratios),
+        steps=len(stock[0]),
+        stock_ms=1000 * statistics.median(s for part in stock for s in part),
+        masked_ms=1000 * statistics.median(m for part in masked for m in part),
+        same_input=same_input,
+    )
+
+
+class _Side:
+    """A trainer set up as for training, stepped from outside, with random states of its own."""
+
+    def __init__(self, kind: type[Any], overrides: Mapping[str, Any]) -> None:
+        self.trainer = kind(overrides=dict(overrides))
+        self.picture: torch.Tensor | None = None
+
+    def open(self, state: Any) -> None:
+        """Set up, and draw from `state` on."""
+        trainer = self.trainer
+        trainer._setup_train()
+        trainer.epoch = trainer.start_epoch
+        trainer.run_callbacks("on_train_start")
+        trainer.run_callbacks("on_train_epoch_start")
+        assert getattr(trainer, "pruner", None) is None or trainer.pruner.stage is Stage.JOINT
+        trainer._model_train()
+        trainer.optimizer.zero_grad()
+        self._batches = self._forever()
+        self._state = state
+
+    def _forever(self) -> Iterator[Any]:
+        while True:
+            yield from self.trainer.train_loader
+
+    def step(self) -> float:
+        """Take one step as Ultralytics' loop does, and return its seconds."""
+        trainer = self.trainer
+        _set_random_state(self._state)
+        self._wait()
+        began = time.perf_counter()
+        batch = next(self._batches)
+        trainer.run_callbacks("on_train_batch_start")
+        kind = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+        with autocast(kind, device=trainer.device.type):
+            batch = trainer.preprocess_batch(batch)
+            loss, trainer.loss_items = trainer.model(batch)
+            trainer.loss = loss.sum()
+        trainer.scaler.scale(trainer.loss).backward()
+        trainer.optimizer_step()
+        trainer.run_callbacks("on_train_batch_end")
+        self._wait()
+        seconds = time.perf_counter() - began
+        self._state = _random_state()
+        self.picture = batch["img"]
+        return seconds
+
+    def _wait(self) -> None:
+        kind = self.trainer.device.type
+        if kind in ("cuda", "mps"):
+            getattr(torch, kind).synchronize()
+
+    def close(self) -> None:
+        """Stop the loader's workers."""
+        for name in ("train_loader", "test_loader"):
+            if hasattr(self.trainer, name):
+                getattr(self.trainer, name).close()
+        self.trainer.run_callbacks("teardown")
+
+
+def _measure(stock: _Side, masked: _Side, steps: int, repeats: int) -> StepCost:
+    for _ in range(_UNTIMED):
+        stock.step()
+        masked.step()
+    seconds: dict[_Side, list[list[float]]] = {stock: [], masked: []}
+    same = True
+    for _ in range(repeats):
+        gc.collect()
+        for part in seconds.values():
+            part.append([])
+        for i in range(steps):
+            # Who goes first changes: the second finds warmer caches, and whatever drifts, drifts for both.
+            for side in (stock, masked) if i % 2 else (masked, stock):
+                seconds[side][-1].append(side.step())
+            same &= _equal(stock.picture, masked.picture)
+    return summarise(seconds[stock], seconds[masked], same_input=same)
+
+
+def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)
+
+
+def _random_state() -> tuple[Any, Any, torch.Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_random_state(state: tuple[Any, Any, torch.Tensor]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ultralytics' log for warnings only, so that the figures stand alone."""
+    before = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(before)
