@@ -44,24 +44,24 @@ def sets(n: int, *dropped: list[int]) -> np.ndarray:
 def test_overlap_by_hand():
     # pairs share 2 of 4, 1 of 4 and 0 of 4; blindly 4 of 40
     found = overlap(sets(40, [0, 1, 2, 3], [2, 3, 4, 5], [5, 6, 7, 0]))
-    assert found.share == pytest.approx((2 + 1 + 1) / 12)
+    assert found.agreement == pytest.approx((2 + 1 + 1) / 12)
     assert found.chance == pytest.approx(0.1)
-    assert found.low < found.share < found.high
+    assert found.low < found.agreement < found.high
     assert found.chance_low < found.chance < found.chance_high
 
 
 def test_sets_of_two_sizes_are_measured_by_their_mean():
     found = overlap(sets(40, [0, 1], [1, 2, 3, 4]))
-    assert found.share == pytest.approx(1 / 3)
+    assert found.agreement == pytest.approx(1 / 3)
     assert found.chance == pytest.approx(2 * 4 / 40 / 3)
 
 
 def test_equal_sets_are_learned_and_blind_ones_are_not():
     same = overlap(np.stack([random_kept(300, 0.1, seed=0)] * 3))
-    assert (same.share, same.low, same.high, same.learned) == (1.0, 1.0, 1.0, True)
+    assert (same.agreement, same.low, same.high, same.learned) == (1.0, 1.0, 1.0, True)
     blind = [overlap(np.stack([random_kept(300, 0.1, seed=9 * k + s) for s in range(3)])) for k in range(40)]
     assert not any(found.learned for found in blind)
-    inside = [found.chance_low <= found.share <= found.chance_high for found in blind]
+    inside = [found.chance_low <= found.agreement <= found.chance_high for found in blind]
     assert sum(inside) >= 34  # 38 expected
 
 

@@ -43,13 +43,13 @@ class Overlap:
     """How far the dropped sets of S seeds agree, beside S sets of the same sizes drawn blindly.
 
     Attributes:
-        share: of what one seed dropped, the share another dropped as well; mean over pairs, [0, 1].
+        agreement: of what one seed dropped, the share another dropped as well; mean over pairs, [0, 1].
         low, high: 95 % interval of it over images (percentile bootstrap).
         chance: its expectation for blind draws.
         chance_low, chance_high: the middle 95 % of blind draws.
     """
 
-    share: float
+    agreement: float
     low: float
     high: float
     chance: float
@@ -94,7 +94,7 @@ def overlap(kept: NDArray[np.bool_], *, seed: int = 0) -> Overlap:
     ]
     chance_low, chance_high = np.percentile(np.mean(blind, axis=0), (2.5, 97.5))
     return Overlap(
-        share=float(_agreement(patterns, counts[None], pairs)[0]),
+        agreement=float(_agreement(patterns, counts[None], pairs)[0]),
         low=float(low),
         high=float(high),
         chance=float(np.mean([2 * sizes[a] * sizes[b] / n / (sizes[a] + sizes[b]) for a, b in pairs])),
@@ -130,7 +130,7 @@ def overlap_line(what: str, found: Overlap) -> str:
     """Return an overlap in words, one line."""
     verdict = "beyond chance" if found.learned else "no more than chance: this choice is not the data's"
     return (
-        f"{what}: of what one seed dropped another dropped {found.share:.0%} [{found.low:.0%}, {found.high:.0%}]; "
+        f"{what}: of what one seed dropped another dropped {found.agreement:.0%} [{found.low:.0%}, {found.high:.0%}]; "
         f"blind draws {found.chance:.0%} [{found.chance_low:.0%}, {found.chance_high:.0%}]; {verdict}"
     )
 

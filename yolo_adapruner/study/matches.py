@@ -21,6 +21,10 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 """The recalls at which COCO reads a precision."""
 
 
+_NUMBERS = 4_000_000
+"""Numbers in an array of a class's detections times draws, at most (32 MB)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Matches:
     """The hits and misses of one pass over n images, K classes, T IoU thresholds, D detections.
@@ -113,7 +117,10 @@ def average_precision(found: Matches, weights: NDArray[np.floating]) -> NDArray[
 
 def mean_ap(found: Matches, weights: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return mAP over classes with boxes and over IoU thresholds, (B,), for weights (B, n); NaN without any box."""
-    ap = average_precision(found, weights).mean(2)
+    # In parts, for a pass over thousands of images holds a million detections.
+    at_once = max(1, _NUMBERS // max(1, int(np.bincount(found.category, minlength=1).max())))
+    parts = [average_precision(found, weights[i : i + at_once]).mean(2) for i in range(0, len(weights), at_once)]
+    ap = np.concatenate(parts)
     there = np.isfinite(ap)
     count = there.sum(1)
     return np.where(count > 0, np.where(there, ap, 0.0).sum(1) / np.maximum(count, 1), np.nan)
