@@ -17,6 +17,7 @@ from yolo_adapruner.config import RunConfig, load
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
+from yolo_adapruner.study import compare as comparing
 from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.baselines import equal_updates_epochs
 from yolo_adapruner.study.cells import CellRunner
@@ -243,6 +244,21 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_written(argumen
     assert not (tmp_path / "runs").exists()
 
 
+OTHER_WRONG = [
+    ("a word for a share", {"prune": "most"}, "Expected prune shares or auto, but got 'most'"),
+    ("a negative margin", {"margin": -0.1}, "Expected a margin of 0 to 100 points of mAP, but got -0.1"),
+    ("no margin", {"margin": float("nan")}, "Expected a margin of 0 to 100 points"),
+    ("an unknown arm", {"arms": ["random", "best"]}, "Expected arms out of pruned, .*, but got best"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [c[1:] for c in OTHER_WRONG], ids=[c[0] for c in OTHER_WRONG])
+def test_what_else_cannot_be_is_refused(arguments, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        compare("yolov3-tiny", project=str(tmp_path / "runs"), **arguments)
+    assert not (tmp_path / "runs").exists()
+
+
 # The folder
 
 
@@ -262,6 +278,15 @@ def test_a_named_comparison_goes_on_in_its_folder(tmp_path):
     first = folder_of(config, [0.1, 0.3], 3)
     assert first == tmp_path / "mine"
     assert folder_of(config, [0.1, 0.3], 3) == first
+
+
+def test_other_arms_make_another_comparison_and_the_usual_ones_do_not(tmp_path):
+    terms = comparing._terms(False, ("pruned", "random"), ())
+    assert terms == {}
+    assert comparing._terms(False, ("pruned",), ()) == {"arms": ["pruned"]}
+    assert comparing._terms(True, ("pruned",), ()) == {"prune": "auto"}
+    one, other = (comparing._terms(False, ("pruned", "random"), paths)["kept"] for paths in (("/a",), ("/b",)))
+    assert one != other
 
 
 OTHERS = [

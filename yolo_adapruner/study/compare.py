@@ -14,6 +14,8 @@ from typing import Any
 
 from yolo_adapruner.api import resolve
 from yolo_adapruner.config import PruneConfig, RunConfig
+from yolo_adapruner.core.selection import drop_count
+from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study import arms as arms_by_name
 from yolo_adapruner.study import auto, grid
@@ -153,7 +155,9 @@ def _search(
         assert row.versus_full is not None
         return judge(row.versus_full, margin).outcome in (BETTER, WITHIN)
 
-    found = auto.largest_within(within)
+    total = len(export.read(runner.home(ranked[0][1]))[1].paths)
+    enough = [s for s in auto.SHARES if total - drop_count(total, s) >= runner.config.batch]  # a batch at least
+    found = auto.largest_within(within, enough)
     tried = [{"share": share, "within": good} for share, good in found.tried.items()]
     return cells, {"share": found.share, "tried": tried, "line": auto.line(found, margin)}
 
