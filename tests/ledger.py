@@ -43,14 +43,16 @@ class Watched(AdaPruneTrainer):
         passes: all passes through all epochs, those that did not stand among them.
         faults: by (epoch, batch), both counted from 1, what happens there once: a function of the trainer.
         gradients: by (epoch, batch), what the first parameter's gradient is multiplied by before the step.
+        skipped: (epoch, batch) of each step that left every parameter as it was.
     """
 
     passes: list[Pass]
     faults: dict[tuple[int, int], Any]
     gradients: dict[tuple[int, int], float]
+    skipped: list[tuple[int, int]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.passes, self.faults, self.gradients = [], {}, {}
+        self.passes, self.faults, self.gradients, self.skipped = [], {}, {}, []
         super().__init__(*args, **kwargs)
 
     @property
@@ -81,7 +83,10 @@ class Watched(AdaPruneTrainer):
         factor = self.gradients.pop(self.moment, None)
         if factor is not None:
             next(p for p in self.model.parameters() if p.grad is not None).grad.mul_(factor)
+        before = [p.detach().clone() for p in self.model.parameters()]
         super().optimizer_step()
+        if all(torch.equal(p, was) for p, was in zip(self.model.parameters(), before, strict=True)):
+            self.skipped.append(self.moment)
 
     def _observe_batch(self, pruner: Pruner) -> None:
         seen = self._tap.assignment
@@ -96,12 +101,13 @@ class Watched(AdaPruneTrainer):
         self.passes[-1].counts = pruner.moments.count.copy()
 
 
-def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = ()) -> None:
+def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = (), *, tolerance: float = 0.0) -> None:
     """Check the mask after each epoch, bit for bit, against one that was given the account's readings.
 
     Args:
         trainer: a finished run with a warm-up of a fixed length.
         left_out: batches of passes that stood, as (epoch, batch) counted from 1, that must not have counted.
+        tolerance: how far a logit may be off; a GPU reads the same predictions a little differently each time.
     """
     assert trainer.pruner is not None
     own = Pruner(
@@ -120,7 +126,7 @@ def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = ()) -> None
                 own.observe(ids, readings)
                 seen[ids[np.isfinite(readings).any(1)]] = True
         own.close_epoch(one.metric)
-        np.testing.assert_array_equal(one.logits, own.mask.logits, err_msg=f"epoch {one.epoch}")
+        np.testing.assert_allclose(one.logits, own.mask.logits, tolerance, tolerance, err_msg=f"epoch {one.epoch}")
         np.testing.assert_array_equal(one.counts, own.moments.count, err_msg=f"epoch {one.epoch}")
         assert one.logits is not None
         if own.kept is None:  # at the joint stage's end the best epoch's mask is taken over whole

@@ -86,7 +86,7 @@ WRONG = [
     ("one round", ["--repeats", "1"], "Expected steps >= 1 and repeats >= 2, but got steps 10 and repeats 1"),
     ("a word", ["mosaic"], "Expected settings as key=value, but got mosaic"),
     ("a value that is no YAML", ["mosaic=["], "Expected values that YAML can read"),
-    ("a batch of one", ["--batch", "1"], "batch: input should be greater than or equal to 2"),
+    ("a batch of one", ["--batch", "1"], "batch: input should be a whole number of images, 2 or more"),
 ]
 
 

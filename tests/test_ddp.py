@@ -147,7 +147,7 @@ def home(tmp_path_factory):
     ruin(helpers.build_set(home / "set", train=N, val=24, empty=0), seed=1)
     helpers.write_architecture(home / "small.yaml")
     prune = {"share": RUINED / N, "warmup": 16, "joint": 0.25}
-    for kind, folder in (("OneOnCpu", "one"), ("TwoOnCpu", "two")):
+    for kind, folder in (("Noted", "one"), ("TwoOnCpu", "two")):
         with pytest.MonkeyPatch.context() as patch:
             train(kind, home, folder, patch, prune=prune, epochs=EPOCHS, batch=16, nbs=16)
     return home
@@ -250,6 +250,22 @@ def test_a_failed_run_in_two_processes_is_resumed_in_two(tmp_path, monkeypatch):
     assert (first["04"]["counts"][:, -1] == 4).all()
     assert [row["epoch"] for row in results(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert result.kept == 20 == len(read_list(tmp_path / "run" / "kept.txt"))
+
+
+@pytest.mark.slow
+def test_a_launched_group_of_one_keeps_what_a_process_by_itself_keeps(tmp_path, monkeypatch):
+    """Bit for bit: going through the group's sums and the launcher changes nothing."""
+    helpers.build_set(tmp_path / "set", train=25)
+    helpers.write_architecture(tmp_path / "small.yaml")
+    prune = {"share": 0.2, "warmup": 1, "joint": 0.6}
+    alone, launched = (
+        train(kind, tmp_path, folder, monkeypatch, prune=prune, epochs=6)
+        for kind, folder in (("Noted", "alone"), ("OneLaunched", "launched"))
+    )
+    for moment, held in notes(tmp_path, "alone", 0).items():
+        for name in held.keys() - {"writes"}:
+            np.testing.assert_array_equal(held[name], notes(tmp_path, "launched", 0)[moment][name], err_msg=name)
+    assert (alone.kept, alone.updates, alone.map50_95) == (launched.kept, launched.updates, launched.map50_95)
 
 
 @pytest.mark.slow

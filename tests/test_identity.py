@@ -5,6 +5,7 @@ image is one grey tone, and the channels' stand-in reads the tone at the centre 
 """
 
 import csv
+import math
 import os
 import random
 from pathlib import Path
@@ -17,12 +18,15 @@ import torch
 from tests import helpers
 from tests.helpers import QUICK, read_list, train_here, training_images, write_data
 from yolo_adapruner import AdaPruneTrainer
-from yolo_adapruner.engine import detect, losses
+from yolo_adapruner.engine import trainer as trainer_module
 from yolo_adapruner.engine.channels import CHANNELS
+from yolo_adapruner.engine.losses import LossTap
 
 pytestmark = pytest.mark.slow
 
 N = 24
+STRIDES = (8, 16, 32)
+GREY = 114
 RUINED = (3, 11, 19)
 STILL = {
     **QUICK,
@@ -61,22 +65,36 @@ def marked(tmp_path):
 
 @pytest.fixture
 def reader(monkeypatch):
-    """A trainer's class whose channels read the marker off each batch's own pixels."""
-    pixels = []
+    """A trainer's class whose channels read each owner's marker off the batch's own pixels."""
+    images, pixels = [], []
 
     class Marked(AdaPruneTrainer):
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
             height, width = batch["img"].shape[2:]
+            images[:] = [batch["img"][:, 0] * 255]
             pixels[:] = [batch["img"][:, 0, height // 2, width // 2] * 255]
             return batch
 
     def read(seen):
-        which = [round((tone_ - tone(0)) / 9) for tone_ in pixels[0].tolist()]
-        assert len(which) == len(seen.scores)
-        return torch.tensor([[marker(i)] * len(CHANNELS) for i in which])
+        if seen.owned is None:
+            which = [round((tone_ - tone(0)) / 9) for tone_ in pixels[0].tolist()]
+            assert len(which) == len(seen.scores)
+        else:
+            which = [most_seen(seen, k) for k in range(seen.owned.count)]
+        return torch.tensor([[math.nan if i is None else marker(i)] * len(CHANNELS) for i in which])
 
-    monkeypatch.setattr(detect, "detection_channels", read)
+    def most_seen(seen, k):
+        """Which image shows at most of the anchors that owner k is said to own, None where that is hard to tell."""
+        height, width = images[0].shape[1:]
+        grids = [torch.meshgrid(*(torch.arange(s // 2, n, s) for n in (height, width)), indexing="ij") for s in STRIDES]
+        y, x = (torch.cat([grid[axis].flatten() for grid in grids]) for axis in (0, 1))
+        tones = images[0][:, y, x][seen.owned.anchors[0] == k]
+        tones = tones[(tones - GREY).abs() > 2]
+        counts = ((tones - tone(0)) / 9).round().long().bincount(minlength=1)
+        return int(counts.argmax()) if len(tones) > 4 and counts.max() > 0.6 * len(tones) else None
+
+    monkeypatch.setattr(trainer_module, "detection_channels", read)
     Marked.pixels = pixels
     return Marked
 
@@ -86,14 +104,16 @@ def tone_of(path: str) -> int:
     return round((int(cv2.imread(path)[5, 5, 0]) - tone(0)) / 9)
 
 
-def check(trainer, folder: Path, times: int = 1) -> None:
+def check(trainer, folder: Path, *, mixed: bool = False) -> None:
     """Each image's mean reading is its own marker, and the ruined ones were dropped."""
     numbers = [tone_of(path) for path in trainer.paths]
     assert len(set(numbers)) == len(numbers)
     read = trainer.pruner.moments.means[:, 0]
-    np.testing.assert_allclose(read, [marker(i) for i in numbers], atol=1e-6)
+    # Scaled pixels of a mosaic may show a tone between two; a reading on a wrong account is off by much more.
+    np.testing.assert_allclose(read, [marker(i) for i in numbers], atol=0.02 if mixed else 1e-6)
     assert sorted(tone_of(path) for path in read_list(folder / "dropped.txt")) == list(RUINED)
-    assert (trainer.pruner.moments.count == 2).all()
+    count = trainer.pruner.moments.count
+    assert (count >= 1).all() if mixed else (count == 2).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -116,13 +136,14 @@ def test_under_a_shuffling_loader(marked, reader, tmp_path, seed):
 
 def test_an_image_s_loss_is_weighted_by_its_own_weight_in_the_joint_stage_only(marked, reader, tmp_path, monkeypatch):
     used, stages = [], []
-    original = losses._spread
+    original = LossTap.weigh
 
-    def note(weights, like):
-        used.append(weights.clone())
-        return original(weights, like)
+    def note(tap, values):
+        if tap.anchor_weights is not None:
+            used.append(tap.anchor_weights[:, 0].clone())
+        return original(tap, values)
 
-    monkeypatch.setattr(losses, "_spread", note)
+    monkeypatch.setattr(LossTap, "weigh", note)
 
     def compare(trainer):
         stages.append((int(trainer.pruner.stage), len(used)))
@@ -149,7 +170,10 @@ def test_an_image_s_loss_is_weighted_by_its_own_weight_in_the_joint_stage_only(m
         {"rect": True},
         {"cache": "ram"},
         {"cache": "disk"},
-        {"mosaic": 1.0, "mixup": 0.5, "cutmix": 0.5, "close_mosaic": 0},
+        {"mosaic": 1.0, "close_mosaic": 0},
+        {"mosaic": 0.5, "cutmix": 0.5, "close_mosaic": 0},
+        {"mosaic": 1.0, "multi_scale": 0.5, "close_mosaic": 0},
+        {"mosaic": 1.0, "close_mosaic": 3},
         {"batch": 5},
         {"multi_scale": 0.5},
     ],
@@ -157,15 +181,12 @@ def test_an_image_s_loss_is_weighted_by_its_own_weight_in_the_joint_stage_only(m
 )
 def test_whatever_the_recipe(marked, reader, tmp_path, settings):
     trainer = train_here(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **{**STILL, **settings})
-    check(trainer, tmp_path / "run")
+    check(trainer, tmp_path / "run", mixed="mosaic" in settings)
 
 
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_with_worker_processes(marked, reader, tmp_path, mosaic):
-    """On a CPU Ultralytics takes none, so they are set behind its back: a GPU run has them.
-
-    With mosaic, persistent workers hold copies of the data set that must learn of the joint stage.
-    """
+    """On a CPU Ultralytics takes none, so they are set behind its back: a GPU run has them."""
     settings = {**STILL, "mosaic": mosaic, "close_mosaic": 0}
     trainer = helpers.new_trainer(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **settings)
     trainer.args.workers = 2
@@ -173,7 +194,7 @@ def test_with_worker_processes(marked, reader, tmp_path, mosaic):
     trainer.add_callback("on_train_epoch_start", lambda t: workers.append(t.train_loader.num_workers))
     trainer.train()
     assert min(workers) == min(2, os.cpu_count())
-    check(trainer, tmp_path / "run")
+    check(trainer, tmp_path / "run", mixed=mosaic > 0)
 
 
 def test_images_of_one_name_in_different_folders(marked, reader, tmp_path):

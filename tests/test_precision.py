@@ -4,7 +4,9 @@ None of them moves a logit twice, from a step that failed, or for an image that 
 mask is, bit for bit, what a mask of our own makes of the readings that may count.
 """
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,19 +68,20 @@ def test_batches_count_with_the_step_they_led_to(taken):
             kept.add(np.array([step]), torch.full((1, 2), float(batch)), np.ones(1, bool))
         kept.settle(was)
     kept.add(np.array([9]), torch.zeros(1, 2), np.ones(1, bool))  # its step comes in the next epoch
-    ids, readings = kept.collect()
+    ids, readings, _ = kept.collect()
     expected = [step for step, was in enumerate(taken) if was for _ in range(3)]
     assert ids.tolist() == [*expected, 9]
     assert readings[:-1, 0].tolist() == [0, 1, 2] * sum(taken)
 
 
-def test_rows_that_do_not_count_are_left_out():
+def test_rows_come_out_with_the_views_they_went_in_with():
     kept = evidence.Evidence()
     assert kept.collect() is None
-    kept.add(np.array([4, 5, 6]), torch.arange(6.0).view(3, 2), np.array([True, False, True]))
-    ids, readings = kept.collect()
-    assert ids.tolist() == [4, 6]
-    assert readings.tolist() == [[0, 1], [4, 5]]
+    kept.add(np.array([4, 5, 6]), torch.arange(6.0).view(3, 2), np.array([1, 0, 0.5]))
+    ids, readings, views = kept.collect()
+    assert ids.tolist() == [4, 5, 6]
+    assert readings.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert views.tolist() == [1, 0, 0.5]
 
 
 FORWARDS = [
@@ -176,6 +179,7 @@ def test_a_step_the_fp16_scaler_skipped_moves_no_logit(data, tmp_path, settings,
     skipped = len(faults) + len(gradients)
     assert scaler.get_scale() == 1024 / 2**skipped
     assert trainer.updates == clean.updates - skipped
+    assert trainer.skipped == sorted([*faults, *gradients])
     replay(clean)
     replay(trainer, left_out)
     for epoch in (2, 3):
@@ -317,9 +321,12 @@ def test_a_batch_found_by_ultralytics_is_the_one_that_counts(data, tmp_path, bat
     assert [len(ids) for ids, _ in trainer.stood[-1].batches] == [16, 4]
 
 
-def test_a_share_that_leaves_less_than_the_batch_that_was_found(data, tmp_path):
-    with pytest.raises(ConfigError, match=r"prune 0\.5 of 26 images leaves 13 with batch 16: prune less"):
-        helpers.train_here(data, tmp_path / "run", share=0.5, batch=-1)
+@pytest.mark.slow
+def test_no_larger_batch_is_found_than_the_last_stage_has_images(data, tmp_path):
+    trainer = watched(data, tmp_path, share=0.5, batch=-1)
+    assert trainer.batch_size == trainer.args.batch == 13
+    assert [len(ids) for ids, _ in trainer.stood[-1].batches] == [13]
+    replay(trainer)
 
 
 def test_a_comparison_wants_one_batch_for_all_its_arms(data):
@@ -347,3 +354,48 @@ def test_the_scale_falls_with_a_skipped_step_and_only_then():
         optimizer.zero_grad()
         assert (parameter.item() != before) == np.isfinite(gradient)
         assert scaler.get_scale() == scale
+
+
+# The script for machines with a GPU
+
+
+def test_the_gpu_script_skips_every_line_where_there_is_no_gpu(tmp_path):
+    script = Path(__file__).parent / "gpu" / "check_gpu.py"
+    done = helpers.python(script, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    head, *lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert head == "there is no GPU that torch can use: nothing is tried"
+    names = "fp16 bf16 autobatch compiled out_of_memory nan_recovery nccl_one nccl_two split syncs"
+    assert [line.split()[:2] for line in lines] == [["SKIP", name] for name in names.split()]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gpu_script_tells_what_failed_from_what_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "gpu")
+    import check_gpu
+
+    def fail(_):
+        raise AssertionError("3 is\nnot 4")
+
+    def skip(_):
+        raise check_gpu.Skip("no such thing")
+
+    lines = {"good": lambda _: "5 of 5", "bad": fail, "absent": skip}
+    monkeypatch.setattr(check_gpu, "LINES", {name: (f"claim {name}", line) for name, line in lines.items()})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+    def here(name, folder):
+        folder.mkdir(parents=True)
+        check_gpu.attempt(name, folder)
+        return json.loads((folder / "verdict.json").read_text())
+
+    monkeypatch.setattr(check_gpu, "judge", here)
+    assert check_gpu.main([]) == 1
+    said = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert said == [
+        ["PASS", "good", "claim", "good;", "5", "of", "5"],
+        ["FAIL", "bad", "claim", "bad;", *["AssertionError:", "3", "is", "not", "4"]],
+        ["SKIP", "absent", "claim", "absent;", "no", "such", "thing"],
+    ]
+    assert check_gpu.main(["good", "absent"]) == 0

@@ -1,4 +1,4 @@
-"""A trainer of two processes on a CPU, through Ultralytics' own launcher, that leaves a note of what each process held.
+"""Trainers that leave a note of what each process held, and one of them in two processes on a CPU.
 
 Upstream launches several processes for accelerators only. What it takes to do so on a CPU is in here and nowhere in
 the package: the number of processes, the gloo backend, and what of CUDA upstream takes for granted in each of them.
@@ -67,13 +67,11 @@ def _on_cpu(backend: Any) -> Any:
     return lambda **kwargs: backend(**{**kwargs, "device": torch.device("cpu")})
 
 
-class TwoOnCpu(AdaPruneTrainer):
-    """Launches two processes on the CPU; each writes `<rank>-<epoch>.npz` after each epoch."""
+class Noted(AdaPruneTrainer):
+    """Writes `<rank>-<epoch>.npz` after each epoch, in as many processes as the device asks for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.world_size = 2
-        self.ddp = LOCAL_RANK == -1
         self.drawn: list[np.ndarray] = []
         self.once: list[np.ndarray] = []
         self.events = {event for event in os.environ.get(EVENTS, "").split(",") if event}
@@ -81,22 +79,8 @@ class TwoOnCpu(AdaPruneTrainer):
             _watch_writes.folder = os.path.abspath(self.save_dir)
             sys.addaudithook(_watch_writes)
 
-    def _setup_ddp(self) -> None:
-        dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
-
-    def _setup_train(self) -> None:
-        with mock.patch.object(nn.parallel, "DistributedDataParallel", _Parallel):
-            super()._setup_train()
-
-    def validate(self) -> Any:
-        with mock.patch.object(validator, "dist", SimpleNamespace(reduce=_reduce, ReduceOp=dist.ReduceOp)):
-            return super().validate()
-
     def final_eval(self) -> None:
-        device = mock.Mock(return_value=SimpleNamespace(current_device=int))
-        backend = _on_cpu(validator.AutoBackend)
-        with mock.patch.multiple(validator, get_torch_device_backend=device, AutoBackend=backend):
-            super().final_eval()
+        super().final_eval()
         self.leave_note("end")
 
     def run_callbacks(self, event: str) -> None:
@@ -138,14 +122,53 @@ class TwoOnCpu(AdaPruneTrainer):
             drawn=np.concatenate(self.drawn) if self.drawn else np.zeros(0, int),
             once=np.concatenate(self.once) if self.once else np.zeros(0, bool),
             images=len(self.train_loader.dataset),
-            weights=np.concatenate([p.detach().numpy().ravel()[:50] for p in self.model.parameters()]),
+            weights=np.concatenate([p.detach().cpu().numpy().ravel()[:50] for p in self.model.parameters()]),
             writes=np.array(_writes, dtype=str),
         )
 
 
-class OneOnCpu(TwoOnCpu):
-    """The same in one process, with the same notes: what the two are held against."""
+class TwoOnCpu(Noted):
+    """Launches two processes on the CPU."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.world_size, self.ddp = 0, False
+        self.world_size = 2
+        self.ddp = LOCAL_RANK == -1
+
+    def _setup_ddp(self) -> None:
+        dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
+
+    def _setup_train(self) -> None:
+        with mock.patch.object(nn.parallel, "DistributedDataParallel", _Parallel):
+            super()._setup_train()
+
+    def validate(self) -> Any:
+        with mock.patch.object(validator, "dist", SimpleNamespace(reduce=_reduce, ReduceOp=dist.ReduceOp)):
+            return super().validate()
+
+    def final_eval(self) -> None:
+        device = mock.Mock(return_value=SimpleNamespace(current_device=int))
+        backend = _on_cpu(validator.AutoBackend)
+        with mock.patch.multiple(validator, get_torch_device_backend=device, AutoBackend=backend):
+            super().final_eval()
+
+
+class OneLaunched(Noted):
+    """Launches a single process that is a group of one: NCCL on a GPU, gloo on a CPU.
+
+    Upstream takes a group of one for no group; the mask does not, so that a single GPU is enough to try its part.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ddp = "TORCHELASTIC_RUN_ID" not in os.environ
+        self.world_size = 1
+
+    def _setup_train(self) -> None:
+        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", rank=0, world_size=1)
+        super()._setup_train()
+        self.model = nn.parallel.DistributedDataParallel(
+            self.model,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            find_unused_parameters=True,
+        )

@@ -14,12 +14,15 @@ from torch import Tensor
 from ultralytics.utils.metrics import probiou
 
 from yolo_adapruner.engine.losses import Assignment
+from yolo_adapruner.engine.owners import Owned
 
 CHANNELS = ("localisation", "classification", "presence", "missing")
 
 MISSING_TOP = 10
 """How many of the most confident unexplained predictions make up the last channel."""
-_CANDIDATES = 4 * MISSING_TOP
+_SPARE = 4
+"""How many times as many are looked at, since labels explain some of them."""
+_CANDIDATES = _SPARE * MISSING_TOP
 _EXPLAINED_IOU = 0.5
 _ROTATED = 5
 _EPS = 1e-7
@@ -27,7 +30,7 @@ _EPS = 1e-7
 
 @torch.no_grad()
 def detection_channels(seen: Assignment) -> Tensor:
-    """Return the four channels of each image, (B, 4) float32 >= 0, NaN where an image has nothing to say.
+    """Return the four channels of each owner, (K, 4) float32 >= 0, NaN where an owner has nothing to say.
 
     IoU is Ultralytics' probabilistic one where boxes are rotated, the one its own metrics of such models count with.
     Masks and keypoints are not looked at.
@@ -40,9 +43,18 @@ def detection_channels(seen: Assignment) -> Tensor:
       detector sees no such object, whatever it takes the place for.
     - missing: mean of the `MISSING_TOP` largest -log(1 - p) among predictions that no labelled box explains
       (IoU below 0.5 with each of them and not assigned to one); nats. The only channel of an image without boxes.
+
+    Where the images are not mixed, an owner is an entry of the batch, K = B. Where they are, an owner's objects are
+    those of its labels, wherever in the batch they went. Its unexplained predictions are those at its places: of each
+    image it has a place in, the same share of its anchors as `MISSING_TOP` is of all, at least one; and the mean over
+    these images goes by how much of each is its own.
     """
-    objects = _object_means(seen)
-    return torch.stack((*objects, _unexplained(seen)), 1)
+    objects = _object_channels(seen)
+    if seen.owned is None:
+        return torch.stack((*objects.nanmean(-1), _unexplained(seen)), 1)
+    owner = seen.owned.labels.flatten()
+    means = [_mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
+    return torch.stack((*means, _unexplained_by_owner(seen, seen.owned)), 1)
 
 
 def fit(readings: NDArray[np.floating]) -> tuple[float, float]:
@@ -57,11 +69,11 @@ def fit(readings: NDArray[np.floating]) -> tuple[float, float]:
     return float(1 - labelled[:, 0].mean()), float(np.exp(-labelled[:, 1]).mean())
 
 
-def _object_means(seen: Assignment) -> tuple[Tensor, Tensor, Tensor]:
+def _object_channels(seen: Assignment) -> Tensor:
+    """The first three channels of each label row, (3, B, M), NaN for one that no anchor answers for."""
     batch, padded = seen.gt_boxes.shape[:2]
     if padded == 0:
-        nan = seen.scores.new_full((batch,), torch.nan, dtype=torch.float32)
-        return nan, nan.clone(), nan.clone()
+        return seen.scores.new_zeros((3, batch, 0), dtype=torch.float32)
     image, anchor = seen.foreground.nonzero(as_tuple=True)
     row = seen.gt_index[image, anchor]
     slot = image * padded + row
@@ -76,25 +88,67 @@ def _object_means(seen: Assignment) -> tuple[Tensor, Tensor, Tensor]:
     presence = by_object(-labelled.clamp_min(_EPS).log()) / anchors
     share = by_object(labelled) / by_object(probability).sum(1).clamp_min(_EPS)
     classification = -share.clamp_min(_EPS).log()
-
-    def over_objects(values: Tensor) -> Tensor:
-        # An object without an assigned anchor says nothing; an image without such objects gives NaN.
-        return torch.where(anchors > 0, values, torch.nan).view(batch, padded).nanmean(1)
-
-    return over_objects(localisation), over_objects(classification), over_objects(presence)
+    values = torch.stack((localisation, classification, presence))
+    return torch.where(anchors > 0, values, torch.nan).view(3, batch, padded)
 
 
 def _unexplained(seen: Assignment) -> Tensor:
+    """The last channel of each image, (B,)."""
     confidence = seen.scores.amax(-1).masked_fill(seen.foreground, 0)
     top = min(_CANDIDATES, confidence.shape[1])
     confidence, anchor = confidence.topk(top, 1)
     if seen.gt_boxes.shape[1]:
         boxes = seen.boxes.gather(1, anchor[..., None].expand(-1, -1, seen.boxes.shape[-1]))
-        overlap = _iou(boxes[:, :, None], seen.gt_boxes[:, None].to(boxes.dtype))
-        explained = ((overlap >= _EXPLAINED_IOU) & seen.gt_valid[:, None, :, 0]).any(-1)
-        confidence = confidence.masked_fill(explained, 0)
+        confidence = confidence.masked_fill(_explained(boxes, seen.gt_boxes[:, None], seen.gt_valid[:, None, :, 0]), 0)
     worst = confidence.float().topk(min(MISSING_TOP, top), 1).values
     return -torch.log1p(-worst.clamp_max(1 - _EPS)).mean(1)
+
+
+def _unexplained_by_owner(seen: Assignment, owned: Owned) -> Tensor:
+    """The last channel of each owner, (K,): ranked within an owner's places in one image, then its mean over images."""
+    _, batch, anchors = owned.anchors.shape
+    shares = owned.shares().flatten()
+    held = shares.nonzero()[:, 0]  # by layer, image, anchor
+    image = torch.arange(batch, device=held.device)[:, None]
+    account = (image * owned.count + owned.anchors).flatten()[held]  # one for each owner in each image
+    cell = held % (batch * anchors)
+    confidence = seen.scores.amax(-1).float().masked_fill(seen.foreground, 0).flatten()[cell]
+    order = confidence.argsort(descending=True)
+    order = order[account[order].argsort(stable=True)]
+
+    accounts = batch * owned.count
+    size = torch.bincount(account, minlength=accounts)
+    wanted = torch.minimum((size * (MISSING_TOP / anchors)).round().clamp_min(1), size)
+    evidence = shares.new_zeros(accounts).index_add_(0, account, shares[held])
+    likely = _rank(account[order], torch.ones_like(order, dtype=torch.bool)) < _SPARE * wanted[account[order]]
+    order = order[likely]
+    account, cell, confidence = account[order], cell[order], confidence[order]
+
+    image = cell // anchors
+    free = ~_explained(seen.boxes.flatten(0, 1)[cell], seen.gt_boxes[image], seen.gt_valid[image, :, 0])
+    chosen = free & (_rank(account, free) < wanted[account])
+    values = -torch.log1p(-confidence.clamp_max(1 - _EPS)) * chosen
+    reading = values.new_zeros(accounts).index_add_(0, account, values) / wanted
+    return _mean_by(torch.arange(accounts, device=held.device) % owned.count, reading, owned.count, evidence)
+
+
+def _rank(group: Tensor, counted: Tensor) -> Tensor:
+    """How many counted ones stand before each within its group, (n,); the groups are sorted, (n,)."""
+    before = counted.cumsum(0) - counted.long()
+    return before - before[torch.searchsorted(group, group)]
+
+
+def _mean_by(group: Tensor, values: Tensor, groups: int, weights: Tensor) -> Tensor:
+    """Weighted mean of each group's values, (groups,), without those that are NaN; NaN where there is none."""
+    weights = weights.masked_fill(values.isnan(), 0)
+    total = values.new_zeros(groups).index_add_(0, group, weights * values.nan_to_num())
+    return total / values.new_zeros(groups).index_add_(0, group, weights)
+
+
+def _explained(boxes: Tensor, gt_boxes: Tensor, gt_valid: Tensor) -> Tensor:
+    """Whether any label explains a predicted box: boxes (..., 4), labels (..., M, 4) and (..., M)."""
+    overlap = _iou(boxes[..., None, :], gt_boxes.to(boxes.dtype))
+    return ((overlap >= _EXPLAINED_IOU) & gt_valid).any(-1)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ultralytics' dataset by image path: who is in it, the part that is kept, and mixing on or off. Knows no mask."""
+"""Ultralytics' dataset by image path: who is in it, and the part that is kept. Knows no mask."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-
-MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
-"""Augmentations that put several images into one, so that a batch entry is no longer one image's."""
+from numpy.typing import NDArray
 
 
 def identity(im_file: str) -> str:
@@ -39,21 +37,16 @@ def box_counts(dataset: Any, paths: Sequence[str]) -> list[int]:
     return [counts[p] for p in paths]
 
 
-def mixes(args: SimpleNamespace) -> bool:
-    """Whether the recipe puts several images into one."""
-    return any(getattr(args, name, 0) for name in MIXING)
-
-
-def set_mixing(dataset: Any, args: SimpleNamespace, on: bool) -> None:
-    """Rebuild the dataset's transforms by the recipe, with mixing as the recipe has it or off."""
-    if on:
-        dataset.transforms = dataset.build_transforms(hyp=copy(args))
-    else:
-        dataset.close_mosaic(hyp=copy(args))
+def extents(dataset: Any) -> NDArray[np.float64]:
+    """Return how much of a square each row's image fills when it is alone in it, (rows,) in (0, 1]."""
+    shapes = np.array([label["shape"] for label in dataset.labels], np.float64)
+    return np.asarray(shapes.min(1) / shapes.max(1))
 
 
 def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
     """Return a dataset of the images in `keep` alone, sharing labels and pixels cached in memory with `dataset`.
+
+    Its batches are the stock ones: nobody asks any more whose pixels they are.
 
     Made in memory: building it anew from a list would rescan the labels and overwrite the label cache of the full set,
     which is one file a folder. Mosaic partners come from the part only.
@@ -77,5 +70,6 @@ def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
         setattr(part, name, [column[i] if dataset.cache == "ram" else None for i in rows])
     part.buffer = []
     part.max_buffer_length = min(part.ni, part.batch_size * 8, 1000)
-    set_mixing(part, args, on=True)
+    part.tracing = False
+    part.transforms = part.build_transforms(hyp=copy(args))
     return part

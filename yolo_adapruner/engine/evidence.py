@@ -15,7 +15,7 @@ from yolo_adapruner.engine.losses import Assignment
 
 
 def sound(seen: Assignment, loss: Tensor) -> Tensor:
-    """Return which images of a batch can be judged by this forward, (B,) bool: all they led to is finite.
+    """Return which owners of a batch can be judged by this forward, (K,) bool: all they led to is finite.
 
     Args:
         seen: the batch's assignment.
@@ -23,19 +23,23 @@ def sound(seen: Assignment, loss: Tensor) -> Tensor:
     """
     # A sum over many is finite only if all are: one pass, and no mask of the size of the predictions.
     sums = [values.sum((1, 2), dtype=torch.float32) for values in (seen.scores, seen.boxes)]
-    return torch.isfinite(sums[0]) & torch.isfinite(sums[1]) & torch.isfinite(loss.detach().sum())
+    entries = torch.isfinite(sums[0]) & torch.isfinite(sums[1]) & torch.isfinite(loss.detach().sum())
+    if seen.owned is None:
+        return entries
+    unsound = (~entries).float()[None, :, None].expand(seen.owned.anchors.shape)
+    return unsound.new_zeros(seen.owned.count).index_add_(0, seen.owned.anchors.flatten(), unsound.flatten()) == 0
 
 
 class Evidence:
     """The readings of one epoch, batch by batch in their order."""
 
     def __init__(self) -> None:
-        self._settled: list[tuple[NDArray[np.integer], Tensor, NDArray[np.bool_]]] = []
-        self._waiting: list[tuple[NDArray[np.integer], Tensor, NDArray[np.bool_]]] = []
+        self._settled: list[tuple[NDArray[np.integer], Tensor, NDArray[np.floating]]] = []
+        self._waiting: list[tuple[NDArray[np.integer], Tensor, NDArray[np.floating]]] = []
 
-    def add(self, ids: NDArray[np.integer], readings: Tensor, counts: NDArray[np.bool_]) -> None:
-        """Note a batch: ids (R,), readings (R, C) on any device, NaN where there is none; `counts` (R,), which do."""
-        self._waiting.append((ids, readings, counts))
+    def add(self, ids: NDArray[np.integer], readings: Tensor, views: NDArray[np.floating]) -> None:
+        """Note a batch: ids (R,), readings (R, C) on any device, NaN where there is none; views (R,)."""
+        self._waiting.append((ids, readings, views))
 
     def settle(self, taken: bool) -> None:
         """End an optimizer step: the batches since the last one count if it was taken, and are forgotten if not."""
@@ -43,14 +47,13 @@ class Evidence:
             self._settled += self._waiting
         self._waiting = []
 
-    def collect(self) -> tuple[NDArray[np.integer], NDArray[np.float32]] | None:
-        """Return all that counts, ids (R,) and readings (R, C), or None where nothing was noted.
+    def collect(self) -> tuple[NDArray[np.integer], NDArray[np.float32], NDArray[np.floating]] | None:
+        """Return all that counts, ids (R,), readings (R, C) and views (R,), or None where nothing was noted.
 
         Batches whose step has not come yet, as gradient accumulation leaves some at the end of an epoch, are in it.
         """
         self.settle(taken=True)
         if not self._settled:
             return None
-        ids, readings, counts = zip(*self._settled, strict=True)
-        rows = np.concatenate(counts)
-        return np.concatenate(ids)[rows], torch.cat(readings).float().cpu().numpy()[rows]
+        ids, readings, views = zip(*self._settled, strict=True)
+        return np.concatenate(ids), torch.cat(readings).float().cpu().numpy(), np.concatenate(views)

@@ -1,9 +1,9 @@
 """The exact split of Ultralytics' loss over the images of a batch, by stand-ins on the criterion.
 
 Upstream sums its box, cls and dfl terms over the batch and divides by one batch-wide normaliser, so the total is linear
-in a weight per image. `LossTap` puts that weight where the terms are still separate, and leaves the rest of the
-criterion, its normaliser included, alone. What segment, pose and obb add is in `taskloss`. This module does not know
-what the weights mean.
+in a weight per anchor, and in one per owner of anchors. `LossTap` puts that weight where the terms are still separate,
+and leaves the rest of the criterion, its normaliser included, alone. What segment, pose and obb add is in `taskloss`.
+This module does not know what the weights mean.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from yolo_adapruner.engine import taskloss
+from yolo_adapruner.engine.owners import Owned, Ownership
 from yolo_adapruner.errors import ConfigError
 
 
@@ -30,6 +31,7 @@ class Assignment:
         gt_valid: which of the M rows are labels and not padding, (B, M, 1) bool.
         foreground: anchors that answer for a labelled box, (B, A) bool.
         gt_index: the row of `gt_boxes` each anchor answers for, (B, A); meaningless outside `foreground`.
+        owned: who owns labels and anchors where the images are mixed; None where each entry is one image's alone.
     """
 
     scores: Tensor
@@ -39,17 +41,20 @@ class Assignment:
     gt_valid: Tensor
     foreground: Tensor
     gt_index: Tensor
+    owned: Owned | None = None
 
 
 class LossTap:
-    """Weights each image's share of the loss, and keeps the assigner's last answer for the judge.
+    """Weights each owner's share of the loss, and keeps the assigner's last answer for the judge.
 
     Args:
         criterion: an instance of one of the criteria in `taskloss.COVERED`, or an `E2ELoss` of two such; only this
             instance is changed.
 
     Attributes:
-        weights: (B,) float tensor on the criterion's device, or None. With None the criterion is the stock one.
+        weights: (K,) float tensor on the criterion's device, or None. With None the criterion is the stock one.
+        owners: whose the labels and anchors of the batch are, K owners; None where entry i of the batch is one image's
+            alone and `weights[i]` its weight, K = B.
         watching: keep the assignment of each forward in `assignment`.
         assignment: the last batch's `Assignment`, or None.
 
@@ -59,6 +64,7 @@ class LossTap:
 
     def __init__(self, criterion: Any) -> None:
         self.weights: Tensor | None = None
+        self.owners: Ownership | None = None
         self.watching = False
         self.assignment: Assignment | None = None
         self.anchor_weights: Tensor | None = None
@@ -73,13 +79,18 @@ class LossTap:
     def clear(self) -> None:
         """Forget the batch: stock behaviour until weights are set again."""
         self.weights = None
+        self.owners = None
         self.assignment = None
         self.anchor_weights = None
 
     def assigned(self, seen: Assignment, judged: bool) -> None:
         """Take a head's assignment: what each of its anchors weighs follows from it, and one head's is kept."""
         # One weight an anchor, (B, A) or (B, 1): whoever owns its label, or its place where it has none.
-        self.anchor_weights = None if self.weights is None else self.weights[:, None]
+        self.anchor_weights = None
+        if self.weights is not None and seen.owned is not None:
+            self.anchor_weights = seen.owned.anchor_weights(self.weights, seen.foreground, seen.gt_index)
+        elif self.weights is not None:
+            self.anchor_weights = self.weights[:, None]
         if judged and self.watching:
             self.assignment = seen
 
@@ -91,14 +102,14 @@ class LossTap:
 
 
 def per_image_losses(total: Tensor, weights: Tensor) -> Tensor:
-    """Return each image's share of a batch loss, (B,), in the unit of `total`.
+    """Return each owner's share of a batch loss, (K,), in the unit of `total`.
 
     The total is linear in the weights, so its derivative by the weights at any point is the split; at weights of 1 the
     shares sum to the total.
 
     Args:
         total: the scalar loss, or the (3,) tensor Ultralytics returns.
-        weights: the leaf tensor, (B,), `requires_grad`, that was set on the tap for this forward.
+        weights: the leaf tensor, (K,), `requires_grad`, that was set on the tap for this forward.
     """
     return torch.autograd.grad(total.sum(), weights, retain_graph=True)[0]
 
@@ -118,7 +129,7 @@ def _heads(criterion: Any) -> list[Any]:
 
 
 class _WeightedBCE:
-    """Stands in for the criterion's `bce`: element losses (B, A, C) times the image's weight."""
+    """Stands in for the criterion's `bce`: element losses (B, A, C) times the anchor's weight."""
 
     def __init__(self, tap: LossTap, inner: Any) -> None:
         self.tap, self.inner = tap, inner
@@ -128,7 +139,7 @@ class _WeightedBCE:
 
 
 class _WeightedBoxLoss:
-    """Stands in for `bbox_loss`, whose terms are weighted by the target scores: the image's weight goes onto those."""
+    """Stands in for `bbox_loss`, whose terms are weighted by the target scores: the anchor's weight goes onto those."""
 
     def __init__(self, tap: LossTap, inner: Any) -> None:
         self.tap, self.inner = tap, inner
@@ -166,8 +177,16 @@ class _WatchedAssigner:
         answer = self.inner(scores, boxes, anchors, gt_labels, gt_boxes, gt_valid, **extra)
         if self.tap.watching or self.tap.weights is not None:
             _, _, _, foreground, gt_index = answer
+            owners = self.tap.owners
             seen = Assignment(
-                scores.detach(), boxes.detach(), gt_labels, gt_boxes, gt_valid.bool(), foreground, gt_index.long()
+                scores=scores.detach(),
+                boxes=boxes.detach(),
+                gt_labels=gt_labels,
+                gt_boxes=gt_boxes,
+                gt_valid=gt_valid.bool(),
+                foreground=foreground,
+                gt_index=gt_index.long(),
+                owned=None if owners is None else owners.locate(anchors, gt_labels.shape[1]),
             )
             self.tap.assigned(seen, self.judged)
         return answer

@@ -15,20 +15,19 @@ from typing import Any
 
 import yaml
 from ultralytics.cfg import get_cfg, get_save_dir
-from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_adapruner import config as run_config
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
-from yolo_adapruner.data.export import replace_file
-from yolo_adapruner.engine.heads import TASKS, task_of
+from yolo_adapruner.data.export import MANIFEST
+from yolo_adapruner.engine import state
+from yolo_adapruner.engine.heads import TASKS
 from yolo_adapruner.engine.names import resolve_data, ultralytics_args
+from yolo_adapruner.engine.state import RUN_CONFIG
 from yolo_adapruner.engine.tasks import trainer_for
 from yolo_adapruner.engine.trainer import AdaPruneMixin
-from yolo_adapruner.engine.trouble import one_line, one_line_errors
+from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, RunError
-
-RUN_CONFIG = "adaprune.yaml"
 
 
 @dataclass(frozen=True)
@@ -76,59 +75,45 @@ def train(config: RunConfig, *, save_dir: Path | None = None) -> RunResult:
 
 
 def resume(run: str | Path) -> RunResult:
-    """Go on with an interrupted run from its last whole epoch.
+    """Go on with an interrupted run after its last whole epoch; before the first, start it over.
 
     Raises:
         RunError: the folder holds no interrupted run of this package, or the run is finished.
     """
     folder = Path(run).resolve()
-    last, saved = folder / "weights" / "last.pt", folder / RUN_CONFIG
-    for file in (saved, last):
-        if not file.is_file():
-            raise RunError(
-                f"Expected an interrupted run in {folder}, but it has no {file.relative_to(folder)}: start a new run."
-            )
-    config = run_config.load(saved)
-    epochs = _whole_epochs(folder, last)
-    task = task_of(str(last))
-    overrides = {
-        "task": task,
-        "mode": "train",
-        "model": str(last),
-        "resume": str(last),
-        "save_dir": str(folder),
-        "data": resolve_data(config.data),
-    }
+    if not (folder / RUN_CONFIG).is_file():
+        raise RunError(f"Expected an interrupted run in {folder}, but it has no {RUN_CONFIG}: start a new run.")
+    config = run_config.load(folder / RUN_CONFIG)
+    saved = folder / "weights" / state.NAME
+    if not saved.is_file():
+        _refuse_to_start_over(folder, saved)
+        state.sweep(folder)
+        return train(config, save_dir=folder)
+    overrides = {"resume": str(saved), "save_dir": str(folder), "data": resolve_data(config.data)}
     if config.device is not None:
         overrides["device"] = config.device
+    task = state.task_of(saved)
     with one_line_errors(config.data):
         trainer = trainer_for(task).configured(config.prune)(overrides=overrides)
-        _forget_epochs_after(epochs, trainer.csv)
+        state.sweep(folder)
         return _finish(trainer)
 
 
-def _whole_epochs(folder: Path, last: Path) -> int:
-    """How many epochs an interrupted run's checkpoint has behind it."""
-    try:
-        _, checkpoint = load_checkpoint(last)
-    except Exception as error:  # torch, pickle and Ultralytics each have their own for a torn file
-        raise RunError(
-            f"Expected {last} to be a checkpoint to go on from, but it cannot be read ({one_line(error)}): start a new "
-            "run."
-        ) from None
-    epochs = int(checkpoint.get("epoch", -1)) + 1  # 0 once Ultralytics has stripped it of what training needs
-    if not 0 < epochs < checkpoint["train_args"]["epochs"]:
+def _refuse_to_start_over(folder: Path, saved: Path) -> None:
+    """Refuse a run that has something to lose."""
+    if _is_finished(folder):
         raise RunError(f"Expected an interrupted run, but {folder} is finished: nothing to resume.")
-    return epochs
+    if (saved.parent / "last.pt").exists():
+        raise RunError(f"Expected {saved} to go on from, but it is missing: start a new run.")
 
 
-def _forget_epochs_after(epochs: int, table: Path) -> None:
-    """Drop the lines of results.csv that were written after the last checkpoint; those epochs are trained again."""
-    if table.is_file():
-        head, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
-        with replace_file(table) as temporary:
-            kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= epochs]
-            temporary.write_text("".join([head, *kept]), encoding="utf-8")
+def _is_finished(folder: Path) -> bool:
+    """Whether a run has been through its last evaluation; its manifest is written once before, without results."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("best_validation") is not None
 
 
 @contextmanager
@@ -155,7 +140,7 @@ def _run_folder(args: Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield folder
     except AdaPrunerError:
-        if not (folder / "weights" / "last.pt").exists():
+        if not (folder / "weights" / state.NAME).exists():
             _take_away(missing)
         raise
 
@@ -182,7 +167,7 @@ def _finish(trainer: AdaPruneMixin) -> RunResult:
         total=len(outcome.paths),
         kept=int(outcome.kept.sum()),
         map50_95=(manifest["best_validation"] or {}).get(TASKS[trainer.task].metric, float("nan")),
-        seconds=time.monotonic() - began,
+        seconds=trainer.seconds_before + time.monotonic() - began,
         updates=manifest["updates"],
     )
 

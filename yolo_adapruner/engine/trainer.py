@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from ultralytics.engine.trainer import BaseTrainer
+from numpy.typing import NDArray
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
@@ -24,9 +24,12 @@ from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import distributed, evidence, heads, labelcache, runtime, state
+from yolo_adapruner.engine.attribution import KEY, AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
+from yolo_adapruner.engine.owners import accounts
+from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class AdaPruneMixin(BaseTrainer):
+class AdaPruneMixin(Resumable):
     """The mask's part of a trainer; stands before an Ultralytics trainer among the bases of a class.
 
     Attributes:
@@ -45,13 +48,13 @@ class AdaPruneMixin(BaseTrainer):
         task: what it trains for, a key of `heads.TASKS`; one for the class.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
-        updates: optimizer steps taken since this process began.
+
+    What an interrupted run goes on from is `Resumable`'s.
     """
 
     prune_config: ClassVar[PruneConfig] = PruneConfig()
     notes: ClassVar[Mapping[str, str]] = {}
     task: ClassVar[str] = "detect"
-    train_loader: Any
 
     @classmethod
     def configured(cls, config: PruneConfig, notes: Mapping[str, str] | None = None) -> type[Self]:
@@ -64,10 +67,8 @@ class AdaPruneMixin(BaseTrainer):
     ) -> None:
         runtime.offer_font()
         self.pruner: Pruner | None = None
-        self.paths: list[str] = []
-        self.updates = 0
-        self._taken: bool | None = None
         self._kept_dataset: Any = None
+        self._entered: tuple[Stage, Any] | None = None
         super().__init__(cfg, overrides, _callbacks)
         runtime.use_all_cores(max(1, runtime.cores() // WORLD_SIZE))
         if RANK in {-1, 0}:
@@ -83,7 +84,7 @@ class AdaPruneMixin(BaseTrainer):
     # ---- set-up -------------------------------------------------------------------------------------------------
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Settle the arguments as Ultralytics does, and refuse what cannot be done before anything is made."""
+        """Settle the arguments, and refuse what cannot be done before anything is made."""
         super().check_resume(overrides)
         _refuse_unsupported(self.args, self.task)
 
@@ -114,7 +115,6 @@ class AdaPruneMixin(BaseTrainer):
     def _setup_train(self) -> None:
         super()._setup_train()
         train_set = self.train_loader.dataset
-        self.paths = images.unique_paths(train_set)
         self.skipped = images.skipped_paths(train_set)
         self._ids = {path: i for i, path in enumerate(self.paths)}
         self.boxes = images.box_counts(train_set, self.paths)
@@ -128,6 +128,10 @@ class AdaPruneMixin(BaseTrainer):
                 f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
                 f"the first: {self.skipped[0]}"
             )
+        self._set_up_mask()
+        self.take_up()
+
+    def _set_up_mask(self) -> None:
         share = self.prune_config.share
         if share == 0:
             LOGGER.info("prune 0: nothing will be pruned, this is stock training")
@@ -151,28 +155,41 @@ class AdaPruneMixin(BaseTrainer):
         self.pruner = Pruner(
             len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
         )
-        self._entered: tuple[Stage, Any] | None = None
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         self._tap = LossTap(model.criterion)
-        if self.resume:
+        if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Return the kept images once the mask is decided, and else Ultralytics' own data set, its labels read anew."""
+        """Return the kept images once the mask is decided, and before that all, each sample with its sources."""
         if mode == "train" and self._kept_dataset is not None:
             return self._kept_dataset
         if mode == "train":
             transforms = getattr(self.args, "augmentations", None) or []
             try_out(transforms, self.args.imgsz, self.data.get("channels", 3), rect=self.args.rect)
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+        found = labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+        if mode == "train":
+            self.paths = images.unique_paths(found)
+        if mode != "train" or not self.prune_config.share:
+            return found
+        # Half of the finest stride is where the anchors are; images that are resized need each pixel.
+        finest = int(unwrap_model(self.model).stride.min())
+        return AttributedDataset.adopt(found, 1 if self.args.multi_scale else max(finest // 2, 1))
+
+    def auto_batch(self) -> int:
+        """Find a batch size as Ultralytics does, of no more images than the fine-tune stage is left with."""
+        found = super().auto_batch()
+        left = len(self.paths) - drop_count(len(self.paths), self.prune_config.share)
+        return min(found, max(left, 2))
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
     def run_callbacks(self, event: str) -> None:
         """Do our part of an event, then run the registered callbacks."""
+        self.note(event)
         if self.pruner is not None:
             if event == "on_train_epoch_start":
                 self._open_epoch(self.pruner)
@@ -183,27 +200,24 @@ class AdaPruneMixin(BaseTrainer):
     def _open_epoch(self, pruner: Pruner) -> None:
         # Another loader in the same stage: upstream builds a new one when memory ran out.
         if (pruner.stage, self.train_loader) != self._entered:
-            self._enter(pruner)
+            self._enter(pruner, pruner.stage)
         pruner.open_epoch()
         weights = pruner.weights()
         self._weights = None if weights is None else torch.from_numpy(weights)
-        self._evidence, self._drawn, self._taken = evidence.Evidence(), 0, None
+        self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
         self._tap.clear()  # what a batch that failed has left there
         self._tap.watching = pruner.stage is not Stage.FINETUNE
         if pruner.stage is not Stage.FINETUNE:
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
 
-    def _enter(self, pruner: Pruner) -> None:
-        """Make the loader fit the stage: mixing off in the joint stage, only kept images in the fine-tune stage."""
-        if pruner.stage is Stage.JOINT and images.mixes(self.args):
-            images.set_mixing(self.train_loader.dataset, self.args, on=False)
-            self.train_loader.reset()
-        elif pruner.stage is Stage.FINETUNE and pruner.kept is not None:
+    def _enter(self, pruner: Pruner, stage: Stage) -> None:
+        """Make the loader fit the stage: only kept images in the fine-tune stage."""
+        if stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             full = self.train_loader.dataset
             self._kept_dataset = images.subset(full, keep, self.args)
             if self.epoch >= self.epochs - self.args.close_mosaic:
-                images.set_mixing(self._kept_dataset, self.args, on=False)
+                self._kept_dataset.close_mosaic(hyp=copy(self.args))
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
                 self.data["train"],
@@ -211,37 +225,41 @@ class AdaPruneMixin(BaseTrainer):
                 rank=LOCAL_RANK,
                 mode="train",
             )
-        self._entered = pruner.stage, self.train_loader
+        files = self.train_loader.dataset.im_files
+        self._numbers = np.array([self._ids[images.identity(f)] for f in files])  # by row of the dataset
+        self._extents = images.extents(self.train_loader.dataset)
+        self._entered = stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
-        LOGGER.info(f"stage {int(pruner.stage)}: {name[pruner.stage]} {len(self.train_loader.dataset)} images")
+        LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do Ultralytics' own, and set each image's weight for the loss that follows."""
+        """Do Ultralytics' own, and set each owner's weight for the loss that follows."""
+        sources = batch.pop(KEY, None)
         batch = super().preprocess_batch(batch)
         if self.pruner is not None:
-            self._batch_ids = [self._ids[images.identity(f)] for f in batch["im_file"]]
+            self._batch_ids, self._views, self._tap.owners = self._accounts(sources, batch)
             weights = None if self._weights is None else self._weights[self._batch_ids]
             self._tap.weights = None if weights is None else weights.to(self.device, non_blocking=True)
         return batch
 
-    def optimizer_step(self) -> None:
-        """Do Ultralytics' own step and count it if it was taken; comparisons at equal updates need the number."""
-        scale = self.scaler.get_scale()
-        super().optimizer_step()
-        self._taken = self.scaler.get_scale() >= scale  # fp16: a step whose gradient overflowed is skipped
-        self.updates += self._taken
+    def _accounts(self, sources: Any, batch: dict[str, Any]) -> tuple[NDArray[np.int64], Any, Any]:
+        """Sample numbers of the batch's owners, the whole views each was seen in, and who owns what in it."""
+        if sources is None:  # fine-tune: nobody is judged
+            return np.array([self._ids[images.identity(f)] for f in batch["im_file"]]), None, None
+        entries = len(batch["im_file"])
+        once = ~distributed.repeated(self.train_loader.sampler, self._drawn, entries)
+        self._drawn += entries
+        on = accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
+        return on.numbers, on.views, on.ownership
 
     def _observe_batch(self, pruner: Pruner) -> None:
-        ids = np.asarray(self._batch_ids)
-        once = ~distributed.repeated(self.train_loader.sampler, self._drawn, len(ids))
-        self._drawn += len(ids)
         if self._tap.assignment is not None:
             readings = detection_channels(self._tap.assignment)
             sound = evidence.sound(self._tap.assignment, self.loss)
-            self._evidence.add(ids, readings.masked_fill(~sound[:, None], torch.nan), once)
-        if self._taken is not None:  # upstream steps before it says that the batch has ended
-            self._evidence.settle(self._taken)
-            self._taken = None
+            self._evidence.add(self._batch_ids, readings.masked_fill(~sound[:, None], torch.nan), self._views)
+        if self.taken is not None:  # upstream steps before it says that the batch has ended
+            self._evidence.settle(self.taken)
+            self.taken = None
         self._tap.clear()
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
@@ -268,11 +286,29 @@ class AdaPruneMixin(BaseTrainer):
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
-    def save_model(self) -> bool:
-        """Write the sidecar, then Ultralytics' checkpoint, then the kept and dropped lists once they are decided."""
+    def method_settings(self) -> dict[str, Any]:
+        """Return the method's settings."""
+        return self.prune_config.model_dump()
+
+    def mask_state(self) -> dict[str, Any] | None:
+        """Return the pruner's state and the stage that this epoch's loader was made for."""
+        if self.pruner is None or self._entered is None:
+            return None
+        return {"pruner": self.pruner.state_dict(), "entered": int(self._entered[0])}
+
+    def take_up_mask(self, mask: dict[str, Any]) -> None:
+        """Give the pruner the state it had."""
         if self.pruner is not None:
-            state.write(self.wdir, self.epoch, self.pruner, self.paths, self.prune_config)
-        saved = super().save_model()
+            self.pruner.load_state_dict(mask["pruner"])
+
+    def enter_again(self, mask: Mapping[str, Any]) -> None:
+        """Make the loader of the stage that the saved epoch ran in; `_open_epoch` then finds whether another begins."""
+        if self.pruner is not None:
+            self._enter(self.pruner, Stage(mask["entered"]))
+
+    def save_checkpoints(self) -> bool:
+        """Write Ultralytics' checkpoints, then the kept and dropped lists once they are decided."""
+        saved = super().save_checkpoints()
         if self.pruner is not None and self.pruner.kept is not None and self._kept_dataset is None:
             self._export(metrics=None)
         return saved
@@ -284,7 +320,7 @@ class AdaPruneMixin(BaseTrainer):
 
     def _restore(self, epoch: int) -> None:
         assert self.pruner is not None
-        self.pruner.load_state_dict(state.read(self.wdir, epoch, self.paths, self.prune_config))
+        self.take_up_mask(state.arrays(state.mask_after(Path(self.wdir), epoch)))
 
     def final_eval(self) -> None:
         """Validate the best checkpoint as Ultralytics does, then write the data set that this run leaves behind."""
