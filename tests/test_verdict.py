@@ -123,14 +123,23 @@ def test_the_same_run_twice_is_within_any_margin():
     assert judge(zeros, 0.0).outcome == WITHIN
 
 
+@pytest.mark.parametrize(("base", "outcome"), [(0.0, INCONCLUSIVE), (0.005, INCONCLUSIVE), (0.006, WITHIN)])
+def test_where_there_is_nothing_to_lose_nothing_is_shown(base, outcome):
+    zeros = paired([0.0, 0.0], [0.0, 0.0], np.zeros((50, 2)), images=20)
+    assert judge(zeros, 0.005, base=base).outcome == outcome
+    words = "inconclusive, there are only 0.0 mAP to lose and your margin is 0.5"
+    assert sentence("x", zeros, 0.005, base=0.0).endswith(words)
+
+
 SENTENCES = [
     (difference(-0.004, 0.002), "dropping 10 % costs -0.1 mAP [-0.4, +0.2]: within your margin of 0.5"),
+    (difference(-0.0021, 0.0019), "dropping 10 % costs 0.0 mAP [-0.2, +0.2]: within your margin of 0.5"),
     (difference(0.002, 0.006), "dropping 10 % gains +0.4 mAP [+0.2, +0.6]: better"),
     (difference(-0.02, -0.01), "dropping 10 % costs -1.5 mAP [-2.0, -1.0]: worse than your margin of 0.5 allows"),
 ]
 
 
-@pytest.mark.parametrize(("found", "words"), SENTENCES, ids=[s[1].rpartition(": ")[2] for s in SENTENCES])
+@pytest.mark.parametrize(("found", "words"), SENTENCES, ids=[s[1][11:25] for s in SENTENCES])
 def test_a_verdict_in_words(found, words):
     assert sentence("dropping 10 %", found, 0.005) == words
 

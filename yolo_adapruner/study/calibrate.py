@@ -38,6 +38,8 @@ WORLDS: Mapping[str, World] = {
     "labels spoiled, images differ, 2 seeds": World(spoiled=0.1, image_spread=1.5, seeds=2),
     "labels spoiled, images alone differ": World(spoiled=0.1, image_spread=2.5, seed_spread=0.02),
     "labels spoiled, 400 images": World(spoiled=0.1, image_spread=1.5, images=400),
+    "same list, seeds differ much": World(images=400, seed_spread=1.0),
+    "labels spoiled, seeds differ much, 5 seeds": World(spoiled=0.1, images=400, seed_spread=1.0, seeds=5),
 }
 """Where intervals are tried: known effects of both kinds, and how much of the spread is seeds' and how much images'."""
 

@@ -136,13 +136,13 @@ def train(config: RunConfig, home: Path) -> tuple[RunResult, float]:
 
     The seconds are those of all attempts, as far as their epochs count: a cell that died has not got cheaper by it.
     """
-    from yolo_adapruner.engine import run
+    from yolo_adapruner.engine import run, state
 
     home.mkdir(parents=True, exist_ok=True)
     before, began = _seconds(home / "results.csv"), time.monotonic()
     if (done := _trained(home)) is not None:
         return done, before
-    if (home / run.RUN_CONFIG).is_file() and (home / "weights" / "last.pt").is_file():
+    if (home / state.RUN_CONFIG).is_file():
         with suppress(RunError):  # a torn checkpoint, or one that another version wrote: from the beginning, then
             return run.resume(home), before + time.monotonic() - began
         began = time.monotonic()

@@ -8,6 +8,7 @@ is run by `grid.py`, its cells by `cells.py`, and `conclude.py` says what comes 
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def _search(
         drawn, images = replicates(runner, list(cells))
         row = next(r for r in summarise(cells, drawn, images=images) if (r.arm, r.share) == (PRUNED, share))
         assert row.versus_full is not None
-        return judge(row.versus_full, margin).outcome in (BETTER, WITHIN)
+        base = statistics.fmean(row.map50_95) - row.versus_full.mean
+        return judge(row.versus_full, margin, base=base).outcome in (BETTER, WITHIN)
 
     total = len(export.read(runner.home(ranked[0][1]))[1].paths)
     enough = [s for s in auto.SHARES if total - drop_count(total, s) >= runner.config.batch]  # a batch at least

@@ -191,10 +191,10 @@ def verdicts(rows: Sequence[Row], margin: float) -> list[str]:
         if row.arm == FULL or (row.budget == EPOCHS and row.arm not in _NOT_LISTS):
             continue
         what = f"dropping {100 * row.share:.3g} %" + ("" if row.arm == PRUNED else f" ({row.arm})")
-        if row.versus_full is not None:
-            lines.append(sentence(what, row.versus_full, margin))
-        if row.versus_random is not None:
-            lines.append(sentence(what, row.versus_random, margin, against=" against a random choice"))
+        own = statistics.fmean(row.map50_95)
+        for found, against in ((row.versus_full, ""), (row.versus_random, " against a random choice")):
+            if found is not None:
+                lines.append(sentence(what, found, margin, against=against, base=own - found.mean))
     return lines
 
 

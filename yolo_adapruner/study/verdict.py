@@ -31,21 +31,23 @@ class Verdict:
     more_images: bool = False
 
 
-def judge(found: Difference, margin: float) -> Verdict:
+def judge(found: Difference, margin: float, *, base: float = math.inf) -> Verdict:
     """Return the verdict on an arm whose mAP differs by `found` from what it is compared with.
 
     - better: the whole interval lies above 0.
     - within the margin: it does not, but all of it lies above -margin: whatever is lost is less than may be lost.
     - worse: all of it lies below -margin: more is lost than may be.
-    - inconclusive: -margin lies inside. A loss may be plain and still be inconclusive, if its size is not.
+    - inconclusive: -margin lies inside. A loss may be plain and still be inconclusive, if its size is not. So is
+      everything where the other side has no more than the margin to lose: detectors that learned nothing are all alike.
 
     With a true difference of 0 the first and the third come up in less than 5 % of studies.
 
     Args:
         found: the difference, in [-1, 1].
         margin: what may be lost, 0 or more, in [0, 1].
+        base: mAP of what it is compared with, in [0, 1].
     """
-    if not found.known:
+    if not found.known or base <= margin:
         return Verdict(INCONCLUSIVE, None)
     if found.low > 0:
         return Verdict(BETTER, 0)
@@ -75,27 +77,31 @@ def further_seeds(found: Difference, margin: float) -> int | None:
     return None
 
 
-def sentence(what: str, found: Difference, margin: float, *, against: str = "") -> str:
+def sentence(what: str, found: Difference, margin: float, *, against: str = "", base: float = math.inf) -> str:
     """Return a verdict in words, one line, in points of mAP (0 to 100).
 
     Args:
         what: the doing that is judged, in the way of "dropping 10 %".
         found: its mAP minus the other's, in [-1, 1].
         margin: what may be lost, in [0, 1].
-        against: what it is compared with, as ", against a random choice"; nothing for the full set.
+        against: what it is compared with, as " against a random choice"; nothing for the full set.
+        base: mAP of what it is compared with, in [0, 1].
     """
-    verdict = judge(found, margin)
-    points = 100 * found.mean
-    verb, amount = ("gains", points) if points >= 0 else ("costs", points)
+    verdict = judge(found, margin, base=base)
+    points = round(100 * found.mean, 1)
+    effect = "gains" if points > 0 else "costs"
+    amount = f"{points:+.1f}" if points else "0.0"
     interval = f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if found.known else ""
     allowed = f"{100 * margin:g}"
     words = {
         BETTER: "better",
         WITHIN: f"within your margin of {allowed}",
         WORSE: f"worse than your margin of {allowed} allows",
-        INCONCLUSIVE: _open(found, margin, verdict),
+        INCONCLUSIVE: _open(found, margin, verdict)
+        if base > margin
+        else f"inconclusive, there are only {100 * base:.1f} mAP to lose and your margin is {allowed}",
     }[verdict.outcome]
-    return f"{what} {verb} {amount:+.1f} mAP{interval}{against}: {words}"
+    return f"{what} {effect} {amount} mAP{interval}{against}: {words}"
 
 
 def _open(found: Difference, margin: float, verdict: Verdict) -> str:
