@@ -300,7 +300,7 @@ def run(tmp_path, monkeypatch):
 
 def in_use(dataset) -> list[str]:
     """The transforms a data set applies."""
-    [found] = [t for t in dataset.transforms.transforms if type(t).__name__ == "Albumentations"]
+    [found] = [t for t in dataset.transforms.transforms if type(t).__name__.endswith("Albumentations")]
     return [type(t).__name__ for t in found.transform.transforms]
 
 

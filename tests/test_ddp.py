@@ -4,8 +4,10 @@
 sampler are the real ones.
 """
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from yolo_adapruner.cli import main
 from yolo_adapruner.config import load
 from yolo_adapruner.data import export
 from yolo_adapruner.engine import distributed, run
+from yolo_adapruner.engine.detect import AdaPruneTrainer
+from yolo_adapruner.engine.launch import launching
 from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError, RunError
 
 N, RUINED, EPOCHS = 201, 20, 24
@@ -72,7 +76,7 @@ def test_sums_are_the_same_on_all_ranks_and_in_the_order_of_ranks(tmp_path):
 
 
 def launch(command: list[str]) -> None:
-    with distributed.launching():
+    with launching():
         subprocess.run(command, check=True, env=helpers.child_environment())
 
 
@@ -80,7 +84,7 @@ def launch(command: list[str]) -> None:
 @pytest.mark.parametrize("error", [ConfigError, DataError, RunError])
 def test_the_line_of_a_launched_process_ends_the_launching_one(error):
     script = (
-        "from yolo_adapruner.engine.distributed import launched; from yolo_adapruner import errors\n"
+        "from yolo_adapruner.engine.launch import launched; from yolo_adapruner import errors\n"
         f"with launched('d.yaml'): raise errors.{error.__name__}('Expected this, but got that: do so.')"
     )
     with pytest.raises(error, match=r"^Expected this, but got that: do so\.$"):
@@ -90,7 +94,7 @@ def test_the_line_of_a_launched_process_ends_the_launching_one(error):
 @pytest.mark.slow
 def test_what_a_launched_process_finds_wrong_with_the_data_is_one_line():
     script = (
-        "from yolo_adapruner.engine.distributed import launched\n"
+        "from yolo_adapruner.engine.launch import launched\n"
         "with launched('d.yaml'): raise RuntimeError('No valid images found in x')"
     )
     with pytest.raises(DataError, match=r"^Data set d.yaml: No valid images found in x$"):
@@ -100,6 +104,46 @@ def test_what_a_launched_process_finds_wrong_with_the_data_is_one_line():
 def test_launched_processes_that_end_without_a_line_are_a_line():
     with pytest.raises(RunError, match=r"the launched processes .* ended with exit code 7: see what they wrote above"):
         launch([sys.executable, "-c", "raise SystemExit(7)"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_launched_processes_end_with_the_launching_one(tmp_path, signal_):
+    """Whatever ends it, and although torch's launcher, which stands between, is only killed or left behind."""
+    worker = (
+        "import os, time; from pathlib import Path; from yolo_adapruner.engine.launch import launched\n"
+        f"with launched('d.yaml'): Path({str(tmp_path / 'pid')!r}).write_text(f'{{os.getpid()}}.'); time.sleep(300)"
+    )
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}], start_new_session=True)"
+    script = (
+        "import polars, subprocess, sys; from yolo_adapruner.engine.launch import launching\n"
+        f"with launching(): subprocess.run([sys.executable, '-c', {launcher!r}], check=True)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=helpers.child_environment(),
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    until = time.monotonic() + 120
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().endswith("."):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    pid = int((tmp_path / "pid").read_text()[:-1])
+    process.send_signal(signal_)
+    assert process.wait(timeout=60) == -signal_
+    until = time.monotonic() + 60
+    while alive(pid):
+        assert time.monotonic() < until, "a launched process outlived the launching one"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked for counts as ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("batch", [-1, 0.5, 2])
@@ -128,7 +172,7 @@ def train(kind: str, home: Path, folder: str, patch: pytest.MonkeyPatch, **setti
     (home / f"{folder}-notes").mkdir()
     patch.setenv(two_processes.NOTES, str(home / f"{folder}-notes"))
     patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-    patch.setattr(run, "AdaPruneTrainer", getattr(two_processes, kind))
+    patch.setattr(run, "trainer_for", lambda task: getattr(two_processes, kind))
     base = {"model": str(home / "small.yaml"), "data": str(home / "set" / "data.yaml")}
     return run.train(load(base, {**QUICK, **STILL, **settings}), save_dir=home / folder)
 
@@ -198,9 +242,10 @@ def test_the_first_rank_alone_writes_the_run_folder(home):
 @pytest.mark.slow
 def test_results_come_back_through_files(home):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.AdaPruneTrainer, "train", lambda self: None)
-        patch.setattr(run.AdaPruneTrainer, "__init__", lambda self: None)
-        trainer = run.AdaPruneTrainer()
+        patch.setattr(AdaPruneTrainer, "train", lambda self: None)
+        patch.setattr(AdaPruneTrainer, "__init__", lambda self: None)
+        trainer = AdaPruneTrainer()
+        trainer.seconds_before = 0.0
         trainer.save_dir, trainer.best = str(home / "two"), home / "two" / "weights" / "best.pt"
         result = run._finish(trainer)
     manifest, outcome = export.read(home / "two")
@@ -277,7 +322,7 @@ def test_what_launched_processes_refuse_is_one_line_and_leaves_no_folder(tmp_pat
     config = {"model": "small.yaml", "data": "set/data.yaml", "prune": {"share": 0.5}, "project": "runs"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "AdaPruneTrainer", two_processes.TwoOnCpu)
+    monkeypatch.setattr(run, "trainer_for", lambda task: two_processes.TwoOnCpu)
     assert main(["train", "run.yaml", "--name", "r", *helpers.cli_words(QUICK)]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

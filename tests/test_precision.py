@@ -209,7 +209,7 @@ def test_memory_that_runs_out_later_ends_the_command_line_with_a_line(data, tmp_
             super().__init__(*args, **kwargs)
             self.faults = {(3, 2): out_of_memory}
 
-    monkeypatch.setattr(run, "AdaPruneTrainer", Failing)
+    monkeypatch.setattr(run, "trainer_for", lambda task: Failing)
     monkeypatch.chdir(tmp_path)
     helpers.write_architecture(tmp_path / "small.yaml")
     (tmp_path / "run.yaml").write_text(f"model: small.yaml\ndata: {data}\n")

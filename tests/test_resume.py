@@ -155,6 +155,27 @@ def test_an_interrupted_run_ends_as_the_run_that_nothing_interrupts(
     assert not list(folder.rglob(".*"))
 
 
+def test_stock_training_is_resumed_as_exactly(home, monkeypatch):
+    monkeypatch.chdir(home)
+    runs = home / "runs" / "adaprune"
+    assert main([*run_words("stock-whole"), "--prune", "0"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_in_batch(patch, 3)
+        assert main([*run_words("stock"), "--prune", "0"]) == 130
+    assert main(["train", "--resume", str(runs / "stock")]) == 0
+    assert different(runs / "stock-whole", runs / "stock") == []
+
+
+def test_a_run_started_anew_in_a_folder_does_not_go_on_from_an_earlier_run_s_state(joint, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(home)
+    folder = shutil.copytree(joint, tmp_path / "run")
+    words = [*run_words("run", project=tmp_path, exist_ok=True)]
+    with monkeypatch.context() as patch:
+        interrupt_in_batch(patch, 1)
+        assert main(words) == 130
+    assert not (folder / "weights" / state.NAME).exists()
+
+
 @pytest.mark.parametrize("spoil", [lambda f: f.write_bytes(b"torn"), lambda f: f.unlink()])
 def test_a_resume_needs_no_checkpoint_of_ultralytics(joint, whole, tmp_path, spoil):
     folder = shutil.copytree(joint, tmp_path / "run")

@@ -264,6 +264,18 @@ def test_a_loader_that_is_reset_shuffles_as_the_uninterrupted_one_would(count):
     assert epochs_of(resumed, 2) == epochs_of(whole, 2)
 
 
+def test_with_workers_a_resume_goes_on_with_another_shuffle_of_all_images():
+    whole = loader_of(12, 4, num_workers=2)
+    first = epochs_of(whole, 1)
+    resumed = loader_of(12, 4, num_workers=2)
+    snapshot.put_loader(resumed, snapshot.take_loader(whole))
+    second = epochs_of(resumed, 1)
+    whole.close()
+    resumed.close()
+    assert second != first
+    assert sorted(i for batch in second[0] for i in batch) == list(range(12))
+
+
 def test_the_mosaic_buffer_is_read_again():
     whole, resumed = loader_of(12, 4), loader_of(12, 4)
     whole.dataset.buffer = [7, 3, 9]

@@ -94,8 +94,9 @@ class Noted(AdaPruneTrainer):
         super().run_callbacks(event)
 
     def _observe_batch(self, pruner: Any) -> None:
+        before = sum(map(len, self.drawn))
+        self.once.append(~distributed.repeated(self.train_loader.sampler, before, len(self._batch_ids)))
         self.drawn.append(np.array(self._batch_ids))
-        self.once.append(~distributed.repeated(self.train_loader.sampler, self._drawn, len(self._batch_ids)))
         super()._observe_batch(pruner)
 
     def _close_epoch(self, pruner: Any) -> None:

@@ -30,10 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(flags or rest)}")
     if hasattr(args, "config"):
         _sort_words(args, rest)
+    from yolo_adapruner.engine.trouble import one_line_errors
+
     try:
-        args.run(args)
+        with one_line_errors(getattr(args, "data", None) or "of the run config"):
+            args.run(args)
     except AdaPrunerError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: interrupted; what is on disk can be resumed with --resume RUN", file=sys.stderr)
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("YOLO_ADAPRUNER_DEBUG"):
             raise
-        line = " ".join(str(error).split()) or "no message"
+        line = _one_line(str(error)) or "no message"
         print(
             f"{PROGRAM}: unexpected {type(error).__name__}: {line} (set YOLO_ADAPRUNER_DEBUG=1 for the traceback)",
             file=sys.stderr,
@@ -54,7 +57,12 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other error of ours; argparse would print the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: {message}; {self.prog} --help says more\n")
+        self.exit(2, f"{PROGRAM}: {_one_line(message)}; {self.prog} --help says more\n")
+
+
+def _one_line(message: str) -> str:
+    """A message on one line, also where it quotes what the user typed."""
+    return message if len(message.splitlines()) == 1 else " ".join(message.split())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -207,19 +215,17 @@ def _refuse_beside_resume(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
-    from yolo_adapruner.engine.trouble import one_line_errors
     from yolo_adapruner.study.compare import compare
 
-    with one_line_errors(config.data):
-        result = compare(
-            config,
-            prune=args.prune or [config.prune.share],
-            seeds=args.seeds,
-            jobs=args.jobs,
-            arms=args.arms,
-            kept=args.kept,
-            margin=args.margin,
-        )
+    result = compare(
+        config,
+        prune=args.prune or [config.prune.share],
+        seeds=args.seeds,
+        jobs=args.jobs,
+        arms=args.arms,
+        kept=args.kept,
+        margin=args.margin,
+    )
     print(result.report())
     print(f"\nsaved in {result.folder}")
 

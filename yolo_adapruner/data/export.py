@@ -163,7 +163,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
         RunError: one of the two files is missing, unreadable, or not of the same run.
     """
     for name in (MANIFEST, MASK):
-        if not (folder / name).is_file():
+        if not _is_file(folder / name):
             raise RunError(f"Expected a finished run in {folder}, but it has no {name}: finish the run with --resume.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8", errors="surrogateescape"))
@@ -224,6 +224,13 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be searched
+        return False
 
 
 def _check(manifest: Mapping[str, Any], outcome: Outcome) -> None:

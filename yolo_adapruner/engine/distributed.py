@@ -7,13 +7,6 @@ Knows no trainer and no mask; in a run of one process everything here does nothi
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed as dist
 from torch.utils.data.distributed import DistributedSampler
-
-from yolo_adapruner import errors
-from yolo_adapruner.engine.trouble import one_line_errors
-from yolo_adapruner.errors import AdaPrunerError, RunError
-
-REPORT = "YOLO_ADAPRUNER_REPORT"
-"""Environment variable by which launched processes learn where to leave the line of an error."""
 
 
 def together() -> bool:
@@ -76,52 +62,3 @@ def repeated(sampler: Any, first: int, count: int) -> NDArray[np.bool_]:
     if not isinstance(sampler, DistributedSampler):
         return np.zeros(count, bool)
     return (first + np.arange(count)) * sampler.num_replicas + sampler.rank >= len(sampler.dataset)  # type: ignore[arg-type]
-
-
-@contextmanager
-def launching() -> Iterator[None]:
-    """Let an error that a launched process left a line of end the launching one with that line.
-
-    Raises:
-        AdaPrunerError: of the kind and with the line that ended the first process to fail.
-        RunError: the processes failed without one of them leaving a line.
-    """
-    with tempfile.TemporaryDirectory(prefix="yolo_adapruner-") as folder:
-        os.environ[REPORT] = folder
-        try:
-            yield
-        except subprocess.CalledProcessError as error:
-            raise _reported(Path(folder), error.returncode) from None
-        finally:
-            del os.environ[REPORT]
-
-
-@contextmanager
-def launched(data: str) -> Iterator[None]:
-    """Leave the line of an error for the launching process, and end this one without a traceback.
-
-    Does nothing in a process that was not launched by one of ours.
-    """
-    folder = os.environ.get(REPORT)
-    if folder is None:
-        yield
-        return
-    try:
-        with one_line_errors(data):
-            yield
-    except AdaPrunerError as error:
-        content = json.dumps({"kind": type(error).__name__, "line": str(error)})
-        Path(folder, f"{os.getpid()}.json").write_text(content, encoding="utf-8")
-        raise SystemExit(error.exit_code) from None
-
-
-def _reported(folder: Path, code: int) -> AdaPrunerError:
-    lines = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-    if not lines:
-        return RunError(
-            f"Expected the launched processes to finish the run, but they ended with exit code {code}: see what they "
-            "wrote above; what is on disk can be resumed with --resume RUN."
-        )
-    content = json.loads(lines[0].read_text(encoding="utf-8"))
-    kind: type[AdaPrunerError] = getattr(errors, content["kind"])
-    return kind(content["line"])

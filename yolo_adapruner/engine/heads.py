@@ -103,7 +103,7 @@ def refuse_other_task(task: str, given: str, model: object) -> None:
     Raises:
         ConfigError: they differ, or no trainer of ours is for the task given.
     """
-    if given not in TASKS:
+    if not isinstance(given, str) or given not in TASKS:
         raise ConfigError(f"Expected a model for {_listed()}, but {model} is for {given}: choose another model.")
     if given != task:
         raise ConfigError(

@@ -113,6 +113,8 @@ class Resumable(BaseTrainer):
         """
         self._run_config = state.run_config(Path(self.save_dir)) if self.saved is None else self.saved["config"]
         if self.saved is None:
+            if RANK in {-1, 0} and not self.resume:  # of an earlier run in the same folder
+                (self.wdir / state.NAME).unlink(missing_ok=True)
             return
         state.check_data(Path(self.args.resume), self.saved, self.paths, self.data["names"])
         ran, runs = ({**where["versions"], "machine": where["machine"]} for where in (self.saved, self._where()))

@@ -12,7 +12,7 @@ from ultralytics.data.utils import check_det_dataset, img2label_paths
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import labelcache, runtime
 from yolo_adapruner.engine.names import refuse_script, resolve_data
-from yolo_adapruner.engine.trouble import one_line_errors
+from yolo_adapruner.engine.trouble import one_line, one_line_errors
 
 
 def load_data(data: str) -> dict[str, Any]:
@@ -25,7 +25,12 @@ def load_data(data: str) -> dict[str, Any]:
     with one_line_errors(data):
         file = resolve_data(data)
         refuse_script(file)
-        return check_det_dataset(file)
+        try:
+            return check_det_dataset(file)
+        except ConnectionError:
+            raise
+        except Exception as error:  # as Ultralytics' trainer has it: whatever goes wrong here is the data file's fault
+            raise RuntimeError(f"Dataset '{data}' error: {one_line(error)}") from error
 
 
 def split_images(data: dict[str, Any], split: str) -> list[str]:

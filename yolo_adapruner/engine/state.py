@@ -31,9 +31,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 import yaml
-from torch.serialization import (
-    save as torch_save,
-)  # Ultralytics puts one that retries, appending, in torch.save's place
+from torch.serialization import save as torch_save
 
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import runtime
@@ -64,6 +62,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
     with replace_file(folder / NAME) as temporary, temporary.open("wb") as file:
         stream = _Stream(file)
         try:
+            # Not torch.save: Ultralytics puts one in its place that retries, behind what is written already.
             torch_save({"format": _FORMAT, **plain(content)}, cast(IO[bytes], stream))
         except RuntimeError:  # all that torch says of a failed write
             if stream.error is None:

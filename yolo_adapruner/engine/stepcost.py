@@ -136,6 +136,7 @@ class _Side:
         trainer = self.trainer
         trainer._setup_train()
         trainer.epoch = trainer.start_epoch
+        trainer.train_time_start = time.time()
         trainer.run_callbacks("on_train_start")
         trainer.run_callbacks("on_train_epoch_start")
         assert getattr(trainer, "pruner", None) is None or trainer.pruner.stage is Stage.JOINT

@@ -23,13 +23,14 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, heads, labelcache, runtime, state
-from yolo_adapruner.engine.attribution import KEY, AttributedDataset
+from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, state
+from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import accounts
 from yolo_adapruner.engine.resumable import Resumable
+from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
@@ -78,7 +79,7 @@ class AdaPruneMixin(Resumable):
 
     def train(self) -> None:
         """Train here, or in processes that Ultralytics launches; an error of theirs ends this one with their line."""
-        with distributed.launching() if self.ddp else distributed.launched(str(self.args.data)):
+        with launch.launching() if self.ddp else launch.launched(str(self.args.data)):
             super().train()
 
     # ---- set-up -------------------------------------------------------------------------------------------------

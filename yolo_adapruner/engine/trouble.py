@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from yolo_adapruner.errors import AdaPrunerError, DataError, RunError
+from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError, RunError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PLACE_TROUBLE = {
@@ -71,7 +71,11 @@ def one_line_errors(data: str) -> Iterator[None]:
         ) from None
     except (RuntimeError, SyntaxError, ValueError, AssertionError, KeyError, TypeError) as error:
         if isinstance(error, RuntimeError) and _TORN_WRITE.search(str(error)):
-            raise _full(f"a checkpoint was written in part only ({one_line(error)})") from None
+            raise _full("its disk took only a part of a checkpoint") from None
+        if "selected index k out of range" in str(error):  # Ultralytics' assigner takes the ten best places for a box
+            raise ConfigError(
+                "Expected an imgsz at which the model looks at ten places or more, but it has fewer: take a larger one."
+            ) from None
         if (known := _bad_data(error)) is not None:
             raise DataError(f"Data set {data}: {known}") from error
         for pattern, expected, advice in _RUN_TROUBLE:
@@ -79,6 +83,9 @@ def one_line_errors(data: str) -> Iterator[None]:
                 raise RunError(f"Expected {expected}, but {one_line(error)}: {advice}.") from error
         raise
     finally:
+        for thread in threading.enumerate():
+            if thread.name.endswith("(plot_images)"):
+                thread.join()
         threading.excepthook = hook
 
 
@@ -117,7 +124,9 @@ def _bad_data(error: BaseException) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """An Ultralytics message on one line of bounded length, without its emojis, colours and pointers to web pages."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    text = str(error) if key is None else key if isinstance(key, str) and " " in key else f"there is no {key!r}"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text) or type(error).__name__
     text = re.sub(r"See https?://\S+[^.\n]*|https?://\S+", "", text)
     # Control characters too: names of a data set shall not speak to the terminal.
     text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)

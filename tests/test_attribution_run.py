@@ -1,0 +1,53 @@
+"""One image with ruined labels among clean ones, mixed by mosaic and mixup: the mask has to find it all the same."""
+
+import numpy as np
+import pytest
+
+from tests import helpers
+from tests.helpers import train_here, training_images
+
+N = 140
+
+
+def ruin(image, seed):
+    """Put an image's boxes elsewhere and give them the next class; return how many there are."""
+    rng = np.random.default_rng(seed)
+    label = helpers.label_of(image)
+    rows = [line.split() for line in label.read_text(encoding="utf-8").splitlines()]
+    moved = []
+    for cls, x, y, *sides in rows:
+        aside = 0.8 - float(x) if abs(float(x) - 0.4) > 0.1 else 0.8
+        moved.append(f"{(int(cls) + 1) % 3} {aside:.4f} {(float(y) + rng.uniform(0.2, 0.4)) % 1:.4f} {' '.join(sides)}")
+    label.write_text("\n".join(moved) + "\n", encoding="utf-8")
+    return len(rows)
+
+
+@pytest.mark.slow
+def test_an_image_with_ruined_labels_ends_among_the_lowest_weights(tmp_path, monkeypatch):
+    """Within the lowest 2 %, by logits: weights follow them and may round to the same number."""
+    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+    data = helpers.build_set(tmp_path / "set", train=N, val=24, size=96, empty=4, seed=3)
+    image = training_images(data)[60]
+    assert ruin(image, seed=103) > 0
+    mixed = []
+    trainer = train_here(
+        data,
+        tmp_path / "run",
+        share=0.1,
+        seed=3,
+        epochs=32,
+        imgsz=96,
+        batch=16,
+        lr0=0.004,
+        mosaic=1.0,
+        mixup=0.5,
+        close_mosaic=0,
+        callbacks={
+            "on_train_batch_end": lambda t: mixed.append(len(t._batch_ids)) if int(t.pruner.stage) == 2 else None
+        },
+    )
+    assert np.mean(mixed) > 2 * 16  # images of a batch: it was mixed, in the stage that judges
+    logits = trainer.pruner.mask.logits
+    below = int((logits <= logits[trainer.paths.index(str(image))]).sum())
+    assert below <= 0.02 * N
+    assert not trainer.pruner.kept[trainer.paths.index(str(image))]
