@@ -202,7 +202,6 @@ def test_a_disk_that_fills_up_while_an_epoch_is_saved_costs_at_most_that_epoch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [400, 2900])
-@pytest.mark.xfail(strict=False, reason="last.pt is written in place")
 def test_a_disk_that_fills_up_in_the_first_checkpoint(home, disk, capsys, monkeypatch, leave):
     before(monkeypatch, AdaPruneTrainer, "save_model", lambda: disk.fill(leave * 1024))
     assert "Expected room to write the run, but" in refused(capsys, *new_run(disk.folder))

@@ -88,13 +88,15 @@ class RunConfig(BaseModel):
     data: str = Field(description="Ultralytics data file, or the name of one that comes with this package.")
     epochs: int = Field(30, ge=3, description="Epoch budget of the whole run: warm-up, joint stage and fine-tune.")
     imgsz: int = Field(160, ge=32, description="Input size in pixels.")
-    batch: int | float = Field(16, description="Images a batch.")  # or what Ultralytics shall find it by
+    batch: int | float = Field(
+        16, description="Images a batch; on a GPU also -1, or the share of its memory to fill, to have one found."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything that draws.")
     optimizer: str = Field(
         "AdamW", description="Pinned: auto would choose by the number of images, which pruning changes."
     )
     lr0: float = Field(0.001, gt=0, description="Initial learning rate.")
-    device: _Name | None = Field(None, description="Ultralytics' device: cpu, 0, mps; none picks one.")
+    device: _Name | None = Field(None, description="Ultralytics' device: cpu, 0, mps, or 0,1; none picks one.")
     project: str = Field("runs/adaprune", description="Folder of run folders, relative to the working directory.")
     name: _Name | None = Field(None, description="Name of the run folder; numbered when taken.")
     augmentations: list[dict[str, dict[str, Any]]] | None = Field(

@@ -135,8 +135,8 @@ class Pruner:
         Args:
             ids: (B,); a sample may stand there several times, as in a mosaic of several parts of it.
             readings: (B, C), NaN where a sample gives none.
-            area: (B,) in whole views, finite and >= 0: the share of a network input's pixels that is this sample's.
-                1 is a whole input, a quarter of a mosaic is 0.25; the caller divides, the core knows no pixels. None:
+            area: (B,) in whole views, finite and >= 0: how much of what this sample shows when it is alone.
+                A quarter of it in a mosaic is 0.25; the caller divides, the core knows no pixels. None:
                 a whole view each.
 
         Raises:

@@ -48,8 +48,8 @@ class Outcome:
               signal_spread: mean and standard deviation of one epoch's; then the mean of each reading. NaN where an
               image gives none.
             - epochs_seen: joint epochs that saw the image.
-            - seen: the pixels it was judged on in them, in whole views: 2.5 is as many as two and a half full network
-              inputs. A score from less than one view rests on little.
+            - seen: what it was judged on in them, in whole views of it; a part, mixed with other images, counts by its
+              area. A score from less than one view rests on little.
             - boxes: labelled boxes.
     """
 

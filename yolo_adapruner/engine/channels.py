@@ -101,7 +101,7 @@ def _unexplained(seen: Assignment) -> Tensor:
         boxes = seen.boxes.gather(1, anchor[..., None].expand(-1, -1, seen.boxes.shape[-1]))
         confidence = confidence.masked_fill(_explained(boxes, seen.gt_boxes[:, None], seen.gt_valid[:, None, :, 0]), 0)
     worst = confidence.float().topk(min(MISSING_TOP, top), 1).values
-    return -torch.log1p(-worst.clamp_max(1 - _EPS)).mean(1)
+    return -torch.log1p(-_below_one(worst, seen)).mean(1)
 
 
 def _unexplained_by_owner(seen: Assignment, owned: Owned) -> Tensor:
@@ -127,9 +127,14 @@ def _unexplained_by_owner(seen: Assignment, owned: Owned) -> Tensor:
     image = cell // anchors
     free = ~_explained(seen.boxes.flatten(0, 1)[cell], seen.gt_boxes[image], seen.gt_valid[image, :, 0])
     chosen = free & (_rank(account, free) < wanted[account])
-    values = -torch.log1p(-confidence.clamp_max(1 - _EPS)) * chosen
+    values = -torch.log1p(-_below_one(confidence, seen)) * chosen
     reading = values.new_zeros(accounts).index_add_(0, account, values) / wanted
     return _mean_by(torch.arange(accounts, device=held.device) % owned.count, reading, owned.count, evidence)
+
+
+def _below_one(confidence: Tensor, seen: Assignment) -> Tensor:
+    """Confidences, capped where the format they were computed in rounds to 1: what is lost there is not certainty."""
+    return confidence.clamp_max(1 - max(_EPS, torch.finfo(seen.scores.dtype).eps / 8))
 
 
 def _rank(group: Tensor, counted: Tensor) -> Tensor:

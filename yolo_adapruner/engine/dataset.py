@@ -48,8 +48,7 @@ def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
 
     Its batches are the stock ones: nobody asks any more whose pixels they are.
 
-    Made in memory: building it anew from a list would rescan the labels and overwrite the label cache of the full set,
-    which is one file a folder. Mosaic partners come from the part only.
+    Made in memory: building it anew from a list would read all labels again. Mosaic partners come from the part only.
     """
     part = copy(dataset)
     rows = [i for i, f in enumerate(dataset.im_files) if identity(f) in keep]
