@@ -191,6 +191,15 @@ def test_words_become_a_comparison(seen, words, rest, overrides):
     assert seen == [("compare", load("yolov3-tiny", overrides), rest)]
 
 
+def test_what_else_a_comparison_takes(monkeypatch):
+    said = []
+    monkeypatch.setattr(cli, "_compare", lambda a: said.append((a.prune, a.arms, a.kept, a.margin)))
+    assert cli.main(["compare", "yolov3-tiny"]) == 0
+    words = "--prune auto yolov3-tiny mosaic=0 --margin 0.3 --arms random,most-error --kept k.txt"
+    assert cli.main(["compare", *words.split()]) == 0
+    assert said == [(None, ("pruned", "random"), None, 0.5), ("auto", ("random", "most-error"), "k.txt", 0.3)]
+
+
 @pytest.mark.parametrize(("words", "shares"), [("run", []), ("run --prune 0.1 0.2", [0.1, 0.2])])
 def test_words_become_an_export(seen, words, shares):
     assert cli.main(["export", *words.split()]) == 0

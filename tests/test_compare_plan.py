@@ -17,21 +17,16 @@ from yolo_adapruner.config import RunConfig, load
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
-from yolo_adapruner.study import compare as module
+from yolo_adapruner.study import compare as comparing
+from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.baselines import equal_updates_epochs
-from yolo_adapruner.study.compare import (
-    EPOCHS,
-    FULL,
-    PRUNED,
-    RANDOM,
-    RUN,
-    UPDATES,
-    Cell,
-    Comparison,
-    compare,
-    plan,
-    summarise,
-)
+from yolo_adapruner.study.cells import CellRunner
+from yolo_adapruner.study.compare import compare
+from yolo_adapruner.study.conclude import Comparison, save
+from yolo_adapruner.study.grid import plan
+from yolo_adapruner.study.ground import folder_of, judge_data
+from yolo_adapruner.study.interval import Difference
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
 
 # Equal updates
 
@@ -117,6 +112,10 @@ def figures(cell: Cell, map50_95: float) -> dict:
     return {"map50_95": map50_95, "map50": map50_95 + 0.2, "images": images, "updates": updates, "hours": 0.25}
 
 
+def bounds(found: Difference) -> tuple[float, float, float]:
+    return found.mean, found.low, found.high
+
+
 def done_in(order: list[Cell]) -> dict[Cell, dict]:
     return {cell: figures(cell, MAPS[cell][1]) for cell in order}
 
@@ -136,14 +135,14 @@ def test_differences_are_paired_by_seed_whatever_finished_first(order):
 
     # by hand: pruned - full is 0.01 and 0.03: mean 0.02, standard error 0.01, t(0.975, 1 degree of freedom) 12.7062
     pruned = rows[PRUNED, EPOCHS]
-    assert pruned.versus_full == pytest.approx((0.02, 0.02 - 0.127062, 0.02 + 0.127062), abs=1e-6)
-    assert pruned.versus_random == pytest.approx((0.02, 0.02 - 0.127062, 0.02 + 0.127062), abs=1e-6)
+    assert bounds(pruned.versus_full) == pytest.approx((0.02, 0.02 - 0.127062, 0.02 + 0.127062), abs=1e-6)
+    assert bounds(pruned.versus_random) == pytest.approx((0.02, 0.02 - 0.127062, 0.02 + 0.127062), abs=1e-6)
     # random at equal updates is its own baseline: 0.04 and 0.04, no spread
     equal = rows[PRUNED, UPDATES]
-    assert equal.versus_full == pytest.approx((0.02, 0.02, 0.02), abs=1e-9)
-    assert equal.versus_random == pytest.approx((0.04, 0.04, 0.04), abs=1e-9)
-    assert rows[RUN, EPOCHS].versus_full == pytest.approx((-0.01, -0.01, -0.01), abs=1e-9)
-    assert rows[RANDOM, UPDATES].versus_full == pytest.approx((-0.02, -0.02, -0.02), abs=1e-9)
+    assert bounds(equal.versus_full) == pytest.approx((0.02, 0.02, 0.02), abs=1e-9)
+    assert bounds(equal.versus_random) == pytest.approx((0.04, 0.04, 0.04), abs=1e-9)
+    assert bounds(rows[RUN, EPOCHS].versus_full) == pytest.approx((-0.01, -0.01, -0.01), abs=1e-9)
+    assert bounds(rows[RANDOM, UPDATES].versus_full) == pytest.approx((-0.02, -0.02, -0.02), abs=1e-9)
 
     assert rows[FULL, EPOCHS].versus_full is None
     assert [key for key, row in rows.items() if row.versus_random is not None] == [(PRUNED, EPOCHS), (PRUNED, UPDATES)]
@@ -165,7 +164,7 @@ def test_rows_stand_in_one_order_whatever_finished_first():
 def test_one_seed_has_no_interval():
     rows = summarise({cell: figures(cell, value) for cell, (seed, value) in MAPS.items() if seed == 0})
     pruned = next(row for row in rows if (row.arm, row.budget) == (PRUNED, EPOCHS))
-    mean, low, high = pruned.versus_full
+    mean, low, high = bounds(pruned.versus_full)
     assert mean == pytest.approx(0.01)
     assert math.isnan(low)
     assert math.isnan(high)
@@ -245,6 +244,21 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_written(argumen
     assert not (tmp_path / "runs").exists()
 
 
+OTHER_WRONG = [
+    ("a word for a share", {"prune": "most"}, "Expected prune shares or auto, but got 'most'"),
+    ("a negative margin", {"margin": -0.1}, "Expected a margin of 0 to 100 points of mAP, but got -0.1"),
+    ("no margin", {"margin": float("nan")}, "Expected a margin of 0 to 100 points"),
+    ("an unknown arm", {"arms": ["random", "best"]}, "Expected arms out of pruned, .*, but got best"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [c[1:] for c in OTHER_WRONG], ids=[c[0] for c in OTHER_WRONG])
+def test_what_else_cannot_be_is_refused(arguments, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        compare("yolov3-tiny", project=str(tmp_path / "runs"), **arguments)
+    assert not (tmp_path / "runs").exists()
+
+
 # The folder
 
 
@@ -254,16 +268,25 @@ def config_of(project: Path, **overrides) -> RunConfig:
 
 def test_a_comparison_without_a_name_gets_a_new_numbered_folder_each_time(tmp_path):
     config = config_of(tmp_path / "a" / "b")
-    found = [module._folder(config, [0.1], 3) for _ in range(3)]
+    found = [folder_of(config, [0.1], 3) for _ in range(3)]
     assert found == [tmp_path / "a" / "b" / name for name in ("compare", "compare2", "compare3")]
     assert all((folder / "plan.json").is_file() for folder in found)
 
 
 def test_a_named_comparison_goes_on_in_its_folder(tmp_path):
     config = config_of(tmp_path, name="mine", train={"made": yaml.safe_load("2024-01-31")})
-    first = module._folder(config, [0.1, 0.3], 3)
+    first = folder_of(config, [0.1, 0.3], 3)
     assert first == tmp_path / "mine"
-    assert module._folder(config, [0.1, 0.3], 3) == first
+    assert folder_of(config, [0.1, 0.3], 3) == first
+
+
+def test_other_arms_make_another_comparison_and_the_usual_ones_do_not(tmp_path):
+    terms = comparing._terms(False, ("pruned", "random"), ())
+    assert terms == {}
+    assert comparing._terms(False, ("pruned",), ()) == {"arms": ["pruned"]}
+    assert comparing._terms(True, ("pruned",), ()) == {"prune": "auto"}
+    one, other = (comparing._terms(False, ("pruned", "random"), paths)["kept"] for paths in (("/a",), ("/b",)))
+    assert one != other
 
 
 OTHERS = [
@@ -279,10 +302,10 @@ OTHERS = [
 
 @pytest.mark.parametrize(("overrides", "shares", "seeds"), [c[1:] for c in OTHERS], ids=[c[0] for c in OTHERS])
 def test_a_folder_of_another_comparison_is_not_gone_on_with(tmp_path, overrides, shares, seeds):
-    module._folder(config_of(tmp_path, name="mine"), [0.1, 0.3], 3)
+    folder_of(config_of(tmp_path, name="mine"), [0.1, 0.3], 3)
     held = (tmp_path / "mine" / "plan.json").read_bytes()
     with pytest.raises(ConfigError, match="mine to hold this comparison, but it holds another: choose another --name"):
-        module._folder(config_of(tmp_path, name="mine", **overrides), shares, seeds)
+        folder_of(config_of(tmp_path, name="mine", **overrides), shares, seeds)
     assert (tmp_path / "mine" / "plan.json").read_bytes() == held
 
 
@@ -291,19 +314,19 @@ def test_a_torn_plan_is_another_comparison(tmp_path, content):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "plan.json").write_bytes(content)
     with pytest.raises(ConfigError, match="holds another"):
-        module._folder(config_of(tmp_path, name="mine"), [0.1], 3)
+        folder_of(config_of(tmp_path, name="mine"), [0.1], 3)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
-    assert module._folder(config_of(tmp_path, name="mine"), [0.1], 3) == tmp_path / "mine2"
+    assert folder_of(config_of(tmp_path, name="mine"), [0.1], 3) == tmp_path / "mine2"
     assert not list((tmp_path / "mine").iterdir())
 
 
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(RunError, match=r"Expected a writable place for .*runs.*choose another --name"):
-        module._folder(config_of(tmp_path / "runs"), [0.1], 3)
+        folder_of(config_of(tmp_path / "runs"), [0.1], 3)
 
 
 # What chooses and what reports
@@ -324,7 +347,7 @@ DATA = {"path": Path("/set"), "train": "/set/train", "val": "/set/val", "names":
 
 def test_a_test_split_is_reported_on_and_validation_chooses(tmp_path):
     data = {**DATA, "test": "/set/test", "download": "x", "yaml_file": "d.yaml", "minival": None}
-    file, reported_on = module._judge_data(tmp_path, data, seed=0)
+    file, reported_on = judge_data(tmp_path, data, seed=0)
     assert yaml.safe_load(file.read_text(encoding="utf-8")) == {**DATA, "path": "/set", "test": "/set/test"}
     assert reported_on == "test split"
 
@@ -332,7 +355,7 @@ def test_a_test_split_is_reported_on_and_validation_chooses(tmp_path):
 @pytest.mark.parametrize("test", [None, "", "absent"])
 def test_without_a_test_split_one_half_chooses_and_the_other_reports(tmp_path, splits, test):
     data = DATA if test == "absent" else {**DATA, "test": test}
-    file, reported_on = module._judge_data(tmp_path, data, seed=0)
+    file, reported_on = judge_data(tmp_path, data, seed=0)
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     choose, report = (Path(content[key]).read_text().splitlines() for key in ("val", "test"))
     assert (len(choose), len(report)) == (5, 6)
@@ -344,7 +367,7 @@ def test_without_a_test_split_one_half_chooses_and_the_other_reports(tmp_path, s
 
 def test_the_halves_are_a_function_of_the_seed(tmp_path, splits):
     def halves(seed: int) -> str:
-        module._judge_data(tmp_path, DATA, seed)
+        judge_data(tmp_path, DATA, seed)
         return (tmp_path / "choose.txt").read_text()
 
     assert halves(0) == halves(0)
@@ -355,7 +378,7 @@ def test_the_halves_are_a_function_of_the_seed(tmp_path, splits):
 def test_too_few_images_to_judge_by_are_refused(tmp_path, splits, count):
     splits.paths = splits.paths[:count]
     with pytest.raises(ConfigError, match=r"a test split or at least two validation images, but d.yaml has neither"):
-        module._judge_data(tmp_path, {**DATA, "yaml_file": "d.yaml"}, seed=0)
+        judge_data(tmp_path, {**DATA, "yaml_file": "d.yaml"}, seed=0)
 
 
 # The lists the arms train on
@@ -371,7 +394,7 @@ def folder(tmp_path) -> Path:
     outcome = export.Outcome(paths, select_kept(logits, 0.25), {"logit": logits})
     manifest = {"seed": 1, "prune": {"share": 0.25}}
     export.write(home, outcome, source=Path("/set/d.yaml"), data=DATA, manifest=manifest)
-    module._judge_data(tmp_path, {**DATA, "test": "/set/test"}, seed=0)
+    judge_data(tmp_path, {**DATA, "test": "/set/test"}, seed=0)
     return tmp_path
 
 
@@ -387,7 +410,7 @@ ARMS = [
 @pytest.mark.parametrize(("arm", "budget", "epochs"), ARMS)
 def test_an_arm_trains_on_its_list_for_its_budget(folder, arm, budget, epochs):
     config = config_of(folder, epochs=12, batch=8)
-    file, found = module._list_arm(folder, Cell(arm, 0.25, budget, 1), config, folder / "data.yaml")
+    file, found = CellRunner(folder, config, folder / "data.yaml").list_arm(Cell(arm, 0.25, budget, 1))
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     images = Path(content["train"]).read_text().splitlines()
     kept = (folder / "cells" / "one-run-0.25-s1" / "kept.txt").read_text().splitlines()
@@ -404,14 +427,14 @@ def test_both_budgets_of_an_arm_train_on_the_same_images(folder):
     for arm in (PRUNED, RANDOM):
         lists = []
         for budget in (EPOCHS, UPDATES):
-            file, _ = module._list_arm(folder, Cell(arm, 0.25, budget, 1), config, folder / "data.yaml")
+            file, _ = CellRunner(folder, config, folder / "data.yaml").list_arm(Cell(arm, 0.25, budget, 1))
             lists.append(Path(yaml.safe_load(file.read_text(encoding="utf-8"))["train"]).read_text())
         assert lists[0] == lists[1]
 
 
 def test_a_cell_whose_run_is_missing_says_so(folder):
     with pytest.raises(RunError, match=r"one-run-0\.5-s1, but it has no manifest.json"):
-        module._list_arm(folder, Cell(PRUNED, 0.5, EPOCHS, 1), config_of(folder), folder / "data.yaml")
+        CellRunner(folder, config_of(folder), folder / "data.yaml").list_arm(Cell(PRUNED, 0.5, EPOCHS, 1))
 
 
 def test_a_finished_cell_is_not_trained_again(folder, monkeypatch):
@@ -420,14 +443,14 @@ def test_a_finished_cell_is_not_trained_again(folder, monkeypatch):
     home = folder / "cells" / cell.name
     home.mkdir()
     (home / "cell.json").write_text(json.dumps(figures(cell, 0.5)))
-    assert module._run_cell(folder, cell, config_of(folder), folder / "data.yaml") == figures(cell, 0.5)
+    assert CellRunner(folder, config_of(folder), folder / "data.yaml")(cell) == figures(cell, 0.5)
 
 
 def test_the_result_is_saved_as_numbers_and_as_a_table(tmp_path):
     result = Comparison(tmp_path, comparison().rows, comparison(made=yaml.safe_load("2024-01-31")).facts)
     done = done_in(list(MAPS))
-    module._save(result, done)
+    save(result, done)
     saved = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
     assert [row["arm"] for row in saved["rows"]] == [row.arm for row in result.rows]
     assert saved["cells"] == list(done.values())
-    assert (tmp_path / "compare.md").read_text(encoding="utf-8") == result.table() + "\n"
+    assert (tmp_path / "compare.md").read_text(encoding="utf-8") == result.report() + "\n"

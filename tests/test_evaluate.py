@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -141,6 +142,27 @@ def test_sizes_are_those_of_coco():
     metrics = coco_metrics([image("a.jpg", [small, medium, large], found)], NAMES, sizes=True)
     assert metrics.by_size == pytest.approx({"small": 1, "medium": 0, "large": 1})
     assert set(coco_metrics([image("a.jpg", [small])], NAMES, sizes=True).by_size) == {"small"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_faster_engine_says_the_same(seed: int):
+    pytest.importorskip("faster_coco_eval")
+    images = crowded(30, seed)
+    expected, found = (coco_metrics(images, NAMES, sizes=True, engine=e) for e in ("pycocotools", "faster-coco-eval"))
+    assert 0.1 < expected.map50 < 0.9
+    assert (found.map50_95, found.map50) == pytest.approx((expected.map50_95, expected.map50), abs=1e-6)
+    assert found.by_size == pytest.approx(expected.by_size, abs=1e-6)
+    assert found.per_class.keys() == expected.per_class.keys()
+    for name, figures in expected.per_class.items():
+        assert found.per_class[name] == pytest.approx(figures, abs=1e-6)
+
+
+def test_an_engine_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match="Expected pycocotools or faster-coco-eval as engine, but got 'fast'"):
+        coco_metrics(hand_made(), NAMES, engine="fast")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ConfigError, match="pip install faster-coco-eval, or use pycocotools"):
+        coco_metrics(hand_made(), NAMES, engine="faster-coco-eval")
 
 
 def test_classes_that_share_a_name_stay_two():

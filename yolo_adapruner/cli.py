@@ -80,10 +80,27 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     compare = commands.add_parser(
-        "compare", epilog=settings, help="train full, pruned and random arms alike and compare their mAP"
+        "compare", epilog=settings, help="train full, pruned, random and other arms alike, and say what comes of it"
     )
     _add_run_arguments(compare)
-    compare.add_argument("--prune", action=_Shares, nargs="+", metavar="SHARE", help="one or more shares to remove")
+    compare.add_argument(
+        "--prune",
+        action=_Shares,
+        nargs="+",
+        metavar="SHARE",
+        help="one or more shares to remove, or auto for the largest one that stays within the margin",
+    )
+    compare.add_argument(
+        "--margin", type=float, default=0.5, metavar="POINTS", help="mAP that may be lost, 0 to 100 (default 0.5)"
+    )
+    compare.add_argument(
+        "--arms",
+        type=lambda words: tuple(words.split(",")),
+        default=("pruned", "random"),
+        metavar="A,B",
+        help="to train anew: pruned,random,class-random,lowest-loss,highest-loss,most-error (default pruned,random)",
+    )
+    compare.add_argument("--kept", metavar="LIST", help="train on the images in this file as well, one path a line")
     compare.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="runs per arm, seeds SEED..SEED+N-1 (default 3)"
     )
@@ -115,6 +132,10 @@ class _Shares(argparse.Action):
     """Takes the shares that follow the flag; argparse alone would take all words up to the next flag."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if values[0] == "auto":
+            setattr(namespace, self.dest, "auto")
+            namespace.words = values[1:]
+            return
         shares = list(itertools.takewhile(_is_number, values))
         if not shares:
             parser.error(f"argument --prune: expected one or more shares, but got {values[0]!r}")
@@ -196,8 +217,16 @@ def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
     from yolo_adapruner.study.compare import compare
 
-    result = compare(config, prune=args.prune or [config.prune.share], seeds=args.seeds, jobs=args.jobs)
-    print(result.table())
+    result = compare(
+        config,
+        prune=args.prune or [config.prune.share],
+        seeds=args.seeds,
+        jobs=args.jobs,
+        arms=args.arms,
+        kept=args.kept,
+        margin=args.margin,
+    )
+    print(result.report())
     print(f"\nsaved in {result.folder}")
 
 

@@ -1,18 +1,23 @@
-"""The grid's cells and what becomes of their figures: rows, paired differences, the table. Trains and reads nothing."""
+"""The grid's cells and what becomes of their figures: rows, paired differences, tables, verdicts. Trains nothing."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolo_adapruner.study.evaluate import paired_difference
+import numpy as np
+from numpy.typing import NDArray
 
-FULL, RUN, PRUNED, RANDOM = "full", "one run", "pruned", "random"
+from yolo_adapruner.study.arms import FULL, ORDER, PRUNED, RANDOM
+from yolo_adapruner.study.interval import Difference, paired
+from yolo_adapruner.study.verdict import sentence
+
 EPOCHS, UPDATES = "equal epochs", "equal updates"
+MOST_CLASSES = 10
+"""Classes of which the second table shows a column each, those with the most boxes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """An arm over its seeds. mAP in [0, 1]; `versus_full`, `versus_random`: paired mean difference, 95 % interval."""
+    """An arm at a share and a budget over its seeds. AP in [0, 1].
+
+    Attributes:
+        arm, share, budget: which.
+        images: trained on.
+        updates: optimizer steps, mean over seeds.
+        map50_95, map50: a value a seed.
+        hours: of all its trainings together.
+        versus_full, versus_random: mAP50-95 minus that of full, or of random at the same share and budget; None where
+            there is nothing to compare with.
+        per_class: class → (AP50-95, AP50, boxes), mean over seeds.
+        by_size: "small", "medium", "large" → mAP50-95, mean over seeds; sizes that no box has are left out.
+    """
 
     arm: str
     share: float
@@ -44,26 +61,41 @@ class Row:
     map50_95: list[float]
     map50: list[float]
     hours: float
-    versus_full: tuple[float, float, float] | None
-    versus_random: tuple[float, float, float] | None
+    versus_full: Difference | None
+    versus_random: Difference | None
+    per_class: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    by_size: dict[str, float] = field(default_factory=dict)
 
 
-def summarise(done: Mapping[Cell, Mapping[str, Any]]) -> list[Row]:
-    """Return a row an arm, share and budget; differences are paired by seed."""
+def summarise(
+    done: Mapping[Cell, Mapping[str, Any]],
+    replicates: Mapping[Cell, NDArray[np.float64]] | None = None,
+    *,
+    images: int = 0,
+) -> list[Row]:
+    """Return a row an arm, share and budget; differences are paired by seed, and by image where those are at hand.
+
+    Args:
+        done: the cells' figures.
+        replicates: each cell's mAP on the same B draws of the test images, (B,), or None.
+        images: number of test images, where there are replicates.
+    """
     groups: dict[tuple[str, float, str], dict[int, Mapping[str, Any]]] = {}
     for cell, figures in done.items():
         groups.setdefault((cell.arm, cell.share, cell.budget), {})[cell.seed] = figures
 
-    def versus(key: tuple[str, float, str], other: tuple[str, float, str]) -> tuple[float, float, float] | None:
+    def versus(key: tuple[str, float, str], other: tuple[str, float, str]) -> Difference | None:
         if key == other or other not in groups:
             return None
         seeds = sorted(groups[key])
-        return paired_difference(
-            [groups[key][s]["map50_95"] for s in seeds], [groups[other][s]["map50_95"] for s in seeds]
-        )
+        drawn = None
+        if replicates is not None:
+            drawn = np.stack([replicates[Cell(*key, s)] - replicates[Cell(*other, s)] for s in seeds], axis=1)
+        a, b = ([groups[which][s]["map50_95"] for s in seeds] for which in (key, other))
+        return paired(a, b, drawn, images=images)
 
     rows = []
-    for key in sorted(groups, key=lambda k: (k[1], [FULL, RUN, PRUNED, RANDOM].index(k[0]), k[2])):
+    for key in sorted(groups, key=lambda k: (k[1], ORDER.index(k[0]), k[2])):
         arm, share, budget = key
         by_seed = [groups[key][s] for s in sorted(groups[key])]
         rows.append(
@@ -77,10 +109,15 @@ def summarise(done: Mapping[Cell, Mapping[str, Any]]) -> list[Row]:
                 map50=[f["map50"] for f in by_seed],
                 hours=sum(f["hours"] for f in by_seed),
                 versus_full=versus(key, (FULL, 0.0, EPOCHS)),
-                versus_random=versus(key, (RANDOM, share, budget)) if arm == PRUNED else None,
+                versus_random=versus(key, (RANDOM, share, budget)) if arm not in _NOT_LISTS else None,
+                per_class=_mean_classes([f.get("per_class", {}) for f in by_seed]),
+                by_size=_mean_sizes([f.get("by_size", {}) for f in by_seed]),
             )
         )
     return rows
+
+
+_NOT_LISTS = ORDER[:2]
 
 
 def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
@@ -105,10 +142,12 @@ def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     n = facts["seeds"]
     config = facts["config"]
     side = f", {facts['jobs']} cells side by side" if facts["jobs"] > 1 else ""
+    drawn = max((row.versus_full.images for row in rows if row.versus_full), default=0)
+    over = f"over seeds and the {drawn} test images" if drawn else "over seeds (t)"
     lines += [
         "",
         f"Points of mAP (0 to 100) by pycocotools on the {facts['reported_on']}; mean ± standard deviation over {n} "
-        f"seed{'s' if n > 1 else ''}; differences of mAP50-95 are paired by seed, with their 95 % t-interval. "
+        f"seed{'s' if n > 1 else ''}; differences of mAP50-95 are paired by seed, with their 95 % interval {over}. "
         f"{config['model']} on {Path(config['data']).name}, {config['imgsz']} px, batch {config['batch']}, "
         f"{config['epochs']} epochs; {facts['hardware']}{side}. Largest gap to Ultralytics' own mAP50-95 in a cell: "
         f"{100 * facts['largest_gap_to_ultralytics']:.2f} points.",
@@ -116,13 +155,66 @@ def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def class_table(rows: Sequence[Row]) -> str:
+    """Return AP50-95 by size and class in Markdown, in points, mean over seeds; nothing where no cell tells."""
+    known = [row for row in rows if row.per_class or row.by_size]
+    if not known:
+        return ""
+    sizes = [size for size in ("small", "medium", "large") if any(size in row.by_size for row in known)]
+    boxes = {name: count for row in known for name, (_, _, count) in row.per_class.items()}
+    classes = sorted(boxes, key=lambda name: -boxes[name])[:MOST_CLASSES]
+    titles = ["arm", "pruned", "budget", *sizes, *(f"{name} ({boxes[name]})" for name in classes)]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for row in known:
+        values = [row.by_size.get(size) for size in sizes]
+        values += [row.per_class[name][0] if name in row.per_class else None for name in classes]
+        figures = ["–" if value is None else f"{100 * value:.1f}" for value in values]
+        lines.append(f"| {row.arm} | {row.share:.0%} | {row.budget} | {' | '.join(figures)} |")
+    left = f"; {MOST_CLASSES} of {len(boxes)} classes" if len(boxes) > MOST_CLASSES else ""
+    lines += [
+        "",
+        f"AP50-95 by size (COCO's: below 32², up to 96² and above, native pixels) and by class (boxes){left}, "
+        "mean over seeds.",
+    ]
+    return "\n".join(lines)
+
+
+def verdicts(rows: Sequence[Row], margin: float) -> list[str]:
+    """Return what each arm's difference means against a margin, a line each; at equal updates where an arm has them.
+
+    Args:
+        rows: of `summarise`.
+        margin: what may be lost, in [0, 1].
+    """
+    lines = []
+    for row in rows:
+        if row.arm == FULL or (row.budget == EPOCHS and row.arm not in _NOT_LISTS):
+            continue
+        what = f"dropping {100 * row.share:.3g} %" + ("" if row.arm == PRUNED else f" ({row.arm})")
+        own = statistics.fmean(row.map50_95)
+        for found, against in ((row.versus_full, ""), (row.versus_random, " against a random choice")):
+            if found is not None:
+                lines.append(sentence(what, found, margin, against=against, base=own - found.mean))
+    return lines
+
+
+def _mean_classes(by_seed: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, float, int]]:
+    names = by_seed[0]
+    mean = {name: [statistics.fmean(f[name][i] for f in by_seed) for i in (0, 1)] for name in names}
+    return {name: (mean[name][0], mean[name][1], int(names[name][2])) for name in names}
+
+
+def _mean_sizes(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {size: statistics.fmean(f[size] for f in by_seed) for size in by_seed[0]}
+
+
 def _mean_and_spread(values: Sequence[float]) -> str:
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}"
 
 
-def _difference(value: tuple[float, float, float] | None) -> str:
+def _difference(value: Difference | None) -> str:
     if value is None:
         return "–"
-    mean, low, high = (100 * v for v in value)
-    return f"{mean:+.1f}" if math.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    mean, low, high = (100 * v for v in (value.mean, value.low, value.high))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if value.known else f"{mean:+.1f}"

@@ -1,0 +1,139 @@
+"""Real comparisons on a set of shapes: the serial grid, side by side, killed and gone on with, and the search."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import QUICK, build_set, child_environment, cli_words, start_cli, train_here
+
+pytestmark = pytest.mark.slow
+SETTINGS = {**QUICK, "epochs": 3, "workers": 0, "prune.warmup": 0}
+CELLS = 2 * (1 + 2 * 5)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a set, and a run config that starts from a detector which knows it a little: 0 proves nothing."""
+    folder = tmp_path_factory.mktemp("grid")
+    data = build_set(folder / "set", train=20, val=8)
+    start = train_here(data, folder / "start", share=0.0, epochs=60, lr0=0.01).best
+    (folder / "run.yaml").write_text(f"model: {start}\ndata: {data}\nproject: {folder / 'runs'}\n")
+    return folder
+
+
+def words(home: Path, name: str, *more: str) -> list[str]:
+    return ["compare", "run.yaml", "--name", name, *more, *cli_words(SETTINGS)]
+
+
+def finish(home: Path, name: str, *more: str) -> dict:
+    """Run a comparison to its end and return its compare.json."""
+    process = start_cli(*words(home, name, *more), cwd=home)
+    out, error = process.communicate(timeout=1800)
+    assert process.returncode == 0, (out[-2000:], error[-2000:])
+    return json.loads((home / "runs" / name / "compare.json").read_text(encoding="utf-8"))
+
+
+def begin(home: Path, name: str, *more: str) -> subprocess.Popen:
+    """Start a comparison that nobody listens to: a full pipe would stop it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "yolo_adapruner", *words(home, name, *more)],
+        cwd=home,
+        env=child_environment(PYTHONPATH=str(Path(__file__).resolve().parent.parent)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+GRID = ("--prune", "0.2", "0.4", "--seeds", "2")
+
+
+@pytest.fixture(scope="module")
+def serial(home) -> dict:
+    return finish(home, "serial", *GRID)
+
+
+def told(result: dict) -> list[dict]:
+    """What a comparison says, without what a clock says."""
+    rows = [{k: v for k, v in row.items() if k != "hours"} for row in result["rows"]]
+    cells = [{k: v for k, v in cell.items() if k != "hours"} for cell in result["cells"]]
+    return [*rows, *sorted(cells, key=lambda c: (c["arm"], c["share"], c["budget"], c["seed"])), result["verdicts"]]
+
+
+def cells_done(folder: Path) -> int:
+    return len(list((folder / "cells").glob("*/cell.json")))
+
+
+def test_the_serial_grid_is_whole(serial, home):
+    assert len(serial["cells"]) == CELLS
+    assert len(serial["rows"]) == 11
+    assert len(serial["verdicts"]) == 8
+    table = (home / "runs" / "serial" / "compare.md").read_text(encoding="utf-8")
+    assert table.count("\n| pruned |") == 8  # four rows in each of the two tables
+    figures = {cell["map50_95"] for cell in serial["cells"]}
+    assert min(figures) > 0.1
+    assert len(figures) > CELLS / 2  # or equal tables would say little
+    assert cells_done(home / "runs" / "serial") == CELLS
+
+
+def test_two_jobs_agree_with_one_to_the_digit(serial, home):
+    assert told(finish(home, "jobs", *GRID, "--jobs", "2")) == told(serial)
+
+
+def test_a_grid_killed_three_times_ends_with_the_undisturbed_table(serial, home):
+    folder = home / "runs" / "killed"
+    finished: dict[str, float] = {}
+    for count in (0, 7, 15):
+        process = begin(home, "killed", *GRID)
+        while process.poll() is None and not in_mid_cell(folder, count):
+            time.sleep(0.05)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        record = {file.parent.name: file.stat().st_mtime for file in (folder / "cells").glob("*/cell.json")}
+        assert finished.items() <= record.items()
+        finished = record
+    result = finish(home, "killed", *GRID)
+    assert told(result) == told(serial)
+    record = {file.parent.name: file.stat().st_mtime for file in (folder / "cells").glob("*/cell.json")}
+    assert finished.items() <= record.items()  # what was finished was not run again
+
+
+def in_mid_cell(folder: Path, count: int) -> bool:
+    """Whether so many cells are finished and one more has an epoch behind it."""
+    begun = {file.parent.parent for file in (folder / "cells").glob("*/weights/last.pt")}
+    return cells_done(folder) >= count and any(not (cell / "cell.json").is_file() for cell in begun)
+
+
+def test_other_arms_and_a_given_list_are_trained_alike(home):
+    listed = home / "kept.txt"
+    images = sorted((home / "set" / "images" / "train").iterdir())
+    listed.write_text("".join(f"{path}\n" for path in images[:12]), encoding="utf-8")
+    arms = "class-random,lowest-loss,highest-loss,most-error"
+    result = finish(home, "arms", "--prune", "0.2", "--seeds", "1", "--arms", arms, "--kept", str(listed))
+    rows = {(row["arm"], row["budget"]): row for row in result["rows"]}
+    assert {arm for arm, _ in rows} == {"full", "one run", *arms.split(","), "given list"}
+    assert rows["given list", "equal epochs"]["images"] == 12
+    assert rows["given list", "equal epochs"]["share"] == pytest.approx(0.4)
+    assert {rows[arm, "equal epochs"]["images"] for arm in arms.split(",")} == {16}
+    for arm in ("lowest-loss", "highest-loss"):
+        kept = home / "runs" / "arms" / f"{arm}-0.2-s0.txt"
+        assert len(set(kept.read_text().split())) == 16
+
+
+def test_a_share_is_searched_for(home):
+    result = finish(home, "auto", "--prune", "auto", "--seeds", "2", "--margin", "10")
+    trials = {trial["share"]: trial["within"] for trial in result["auto"]["tried"]}
+    assert set(trials) <= {k / 20 for k in range(1, 13)}  # more of 20 images would leave no batch of 8
+    assert result["auto"]["share"] == max((share for share, within in trials.items() if within), default=None)
+    assert result["auto"]["line"] in result["verdicts"]
+    cut = {cell["share"]: cell["images"] for cell in result["cells"] if cell["arm"] == "pruned"}
+    assert cut == {share: 20 - round(20 * share) for share in trials}
+    for row in result["rows"]:
+        if row["arm"] == "pruned":
+            low, base = row["versus_full"]["low"], sum(row["map50_95"]) / 2 - row["versus_full"]["mean"]
+            assert trials[row["share"]] == (low >= -0.1 and base > 0.1)

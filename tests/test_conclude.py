@@ -1,0 +1,229 @@
+"""What finished cells come to: intervals from saved hits, verdicts, hours and agreement, and the file that holds it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_compare_plan import DATA, config_of
+from tests.test_evaluate import NAMES, crowded
+from yolo_adapruner.core.selection import random_kept
+from yolo_adapruner.data import export
+from yolo_adapruner.study import auto
+from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
+from yolo_adapruner.study.cells import CellRunner
+from yolo_adapruner.study.conclude import Comparison, conclude, replicates, save
+from yolo_adapruner.study.evaluate import coco_metrics, matched
+from yolo_adapruner.study.grid import plan
+from yolo_adapruner.study.interval import paired
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, class_table, verdicts
+
+SHARE, IMAGES = 0.1, 60
+FACTS = {
+    "schema": 1,
+    "shares": [SHARE],
+    "seeds": 3,
+    "margin": 0.5,
+    "reported_on": "test split",
+    "versions": {"numpy": "x"},
+    "hardware": "2 cores",
+    "jobs": 1,
+}
+
+
+def finish(runner: CellRunner, cell: Cell, *, hits: bool = True, learned: bool = True) -> dict:
+    """Make a cell finished without training: detections that differ by arm and seed, a run that dropped some images."""
+    home = runner.home(cell)
+    home.mkdir(parents=True)
+    images = crowded(25, 1)
+    rng = np.random.default_rng([cell.seed, len(cell.arm), len(cell.budget)])
+    for image in images:
+        image.boxes[:] += rng.normal(0, 1 + (cell.arm == RANDOM), image.boxes.shape)
+    metrics = coco_metrics(images, NAMES, sizes=True)
+    if hits:
+        matched(images, NAMES).save(home / "matches.npz")
+    if cell.arm == RUN:
+        paths = [f"/set/train/{i:03}.jpg" for i in range(IMAGES)]
+        kept = np.arange(IMAGES) >= 6 if learned else random_kept(IMAGES, SHARE, seed=cell.seed)
+        outcome = export.Outcome(paths, kept, {"logit": np.zeros(IMAGES)})
+        manifest = {"seed": cell.seed, "prune": {"share": SHARE}}
+        export.write(home, outcome, source=Path("/set/d.yaml"), data=DATA, manifest=manifest)
+    figures = {
+        "arm": cell.arm,
+        "share": cell.share,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "images": 54,
+        "epochs": 30,
+        "updates": 100,
+        "map50_95": metrics.map50_95,
+        "map50": metrics.map50,
+        "per_class": metrics.per_class,
+        "by_size": metrics.by_size,
+        "validation_map50_95": 0.5,
+        "ultralytics_map50_95": metrics.map50_95 - 0.001,
+        "ultralytics_map50": metrics.map50,
+        "hours": {FULL: 1.0, RUN: 1.1}.get(cell.arm, 0.9 if cell.budget == EPOCHS else 1.0),
+    }
+    (home / "cell.json").write_text(json.dumps(figures))
+    return runner.finished(cell)
+
+
+def concluded(folder: Path, **how: bool) -> tuple[Comparison, dict]:
+    config = config_of(folder)
+    runner = CellRunner(folder, config, folder / "data.yaml")
+    cells = [cell for chain in plan([SHARE], range(3)) for cell in chain]
+    done = {cell: finish(runner, cell, **how) for cell in cells}
+    return conclude(runner, done, {**FACTS, "config": config.model_dump()}), done
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> tuple[Comparison, dict]:
+    return concluded(tmp_path_factory.mktemp("comparison"))
+
+
+def test_intervals_are_made_over_the_images_that_the_cells_saved(comparison):
+    result, done = comparison
+    rows = {(row.arm, row.budget): row for row in result.rows}
+    sides = [[Cell(PRUNED, SHARE, UPDATES, s) for s in range(3)], [Cell(FULL, 0.0, EPOCHS, s) for s in range(3)]]
+    runner = CellRunner(result.folder, config_of(result.folder), result.folder / "data.yaml")
+    drawn, images = replicates(runner, list(done))
+    a, b = ([done[cell]["map50_95"] for cell in side] for side in sides)
+    pairs = np.stack([drawn[one] - drawn[other] for one, other in zip(*sides, strict=True)], axis=1)
+    assert images == 25
+    assert rows[PRUNED, UPDATES].versus_full == paired(a, b, pairs, images=25)
+    assert max(row.versus_full.image_variance for row in result.rows if row.versus_full) > 0
+    assert "over seeds and the 25 test images" in result.table()
+    for cell, values in drawn.items():
+        assert values.shape == (400,)
+        assert abs(values.mean() - done[cell]["map50_95"]) < 2 * values.std()
+
+
+def test_cells_of_earlier_versions_have_intervals_over_seeds_alone(tmp_path):
+    result, _ = concluded(tmp_path, hits=False)
+    assert {row.versus_full.images for row in result.rows if row.versus_full} == {0}
+    assert "interval over seeds (t)" in result.table()
+
+
+def test_every_arm_gets_a_verdict_at_equal_updates(comparison):
+    result, _ = comparison
+    lines = result.facts["verdicts"]
+    assert [re.split(r" (?:costs|gains) ", line)[0] for line in lines] == [
+        "dropping 10 % (one run)",
+        "dropping 10 %",
+        "dropping 10 %",
+        "dropping 10 % (random)",
+    ]
+    assert "against a random choice" in lines[2]
+    rows = {(row.arm, row.budget): row for row in result.rows}
+    points = 100 * rows[PRUNED, UPDATES].versus_full.mean
+    assert f" {points:+.1f} mAP" in lines[1] or (" 0.0 mAP" in lines[1] and abs(points) < 0.05)
+    assert verdicts(result.rows, 0.1)[1].endswith("within your margin of 10")
+    full = 100 * np.mean(rows[FULL, EPOCHS].map50_95)
+    nothing = f"inconclusive, there are only {full:.1f} mAP to lose and your margin is 90"
+    assert all(nothing in line for line in verdicts(result.rows, 0.9) if "random" not in line)
+    assert all(line in result.report() for line in lines)
+
+
+def test_hours_and_agreement_are_reported(comparison):
+    result, _ = comparison
+    hours, overlap = result.facts["selection"]
+    assert (hours["kind"], hours["share"], hours["break_even"]) == ("hours", SHARE, 11)  # 1.1 hours at 0.1 saved
+    assert (overlap["kind"], overlap["share"], overlap["agreement"], overlap["learned"]) == (
+        "overlap",
+        SHARE,
+        1.0,
+        True,
+    )
+    assert hours["line"] in result.lines()
+
+
+def test_a_mask_that_learned_nothing_shows(tmp_path):
+    result, _ = concluded(tmp_path, learned=False)
+    assert result.facts["selection"][1]["learned"] is False
+    assert "no more than chance" in result.report()
+
+
+def test_figures_by_size_and_class_are_means_over_seeds(comparison):
+    result, done = comparison
+    row = next(row for row in result.rows if (row.arm, row.budget) == (RANDOM, EPOCHS))
+    cells = [done[Cell(RANDOM, SHARE, EPOCHS, s)] for s in range(3)]
+    assert row.by_size == pytest.approx({"small": np.mean([c["by_size"]["small"] for c in cells])})
+    assert row.per_class["cell"][0] == pytest.approx(np.mean([c["per_class"]["cell"][0] for c in cells]))
+    lines = class_table(result.rows).splitlines()
+    boxes = {name: count for name, (_, _, count) in row.per_class.items()}
+    order = sorted(boxes, key=lambda name: -boxes[name])
+    assert lines[0] == "| arm | pruned | budget | small | " + " | ".join(f"{n} ({boxes[n]})" for n in order) + " |"
+    assert len({line.count("|") for line in lines[: 2 + len(result.rows)]}) == 1
+
+
+# compare.json
+
+DOC = Path(__file__).resolve().parent.parent / "docs" / "compare-schema.md"
+
+
+def documented() -> dict[str, set[str]]:
+    """Heading → keys that its table names."""
+    sections: dict[str, set[str]] = {}
+    for section in DOC.read_text(encoding="utf-8").split("\n## ")[1:]:
+        rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+        sections[section.splitlines()[0]] = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    return sections
+
+
+def test_every_key_of_compare_json_is_documented_and_no_other(comparison):
+    result, done = comparison
+    save(result, done)
+    saved = json.loads((result.folder / "compare.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    doc = documented()
+    assert doc["Top level"] == {*saved, "auto"}
+    assert {frozenset(row) for row in saved["rows"]} == {frozenset(doc["rows"])}
+    assert {frozenset(cell) for cell in saved["cells"]} == {frozenset(doc["cells"])}
+    intervals = [row[k] for row in saved["rows"] for k in ("versus_full", "versus_random") if row[k] is not None]
+    assert {frozenset(found) for found in intervals} == {frozenset(doc["versus_full, versus_random"])}
+    assert set().union(*saved["selection"]) == doc["selection"]
+    assert saved["schema"] == 1
+    assert saved["rows"][0]["versus_full"] is None
+
+
+def test_one_seed_is_saved_as_null(tmp_path):
+    config = config_of(tmp_path)
+    runner = CellRunner(tmp_path, config, tmp_path / "data.yaml")
+    done = {cell: finish(runner, cell) for chain in plan([SHARE], [0]) for cell in chain}
+    result = conclude(runner, done, {**FACTS, "seeds": 1, "config": config.model_dump()})
+    save(result, done)
+    saved = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert saved["rows"][1]["versus_full"]["low"] is None
+    assert all("inconclusive, one seed says nothing" in line for line in saved["verdicts"])
+    assert [entry["kind"] for entry in saved["selection"]] == ["hours"]
+
+
+# The largest share within a margin
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.05, 0.22, 0.45, 0.9, 0.95])
+def test_bisection_finds_the_largest_share_that_is_within(limit):
+    found = auto.largest_within(lambda share: share <= limit)
+    expected = max((s for s in auto.SHARES if s <= limit), default=None)
+    assert found.share == expected
+    assert len(found.tried) <= 5
+    assert all(good == (share <= limit) for share, good in found.tried.items())
+
+
+def test_no_share_is_tried_twice_and_the_answer_was_tried():
+    calls = []
+    found = auto.largest_within(lambda share: calls.append(share) or share < 0.33, shares=[0.1, 0.2, 0.3, 0.4, 0.5])
+    assert len(calls) == len(set(calls))
+    assert found.share == 0.3
+    assert found.tried[0.3] is True
+
+
+def test_the_answer_in_words():
+    found = auto.largest_within(lambda share: share <= 0.2, shares=[0.1, 0.2, 0.3])
+    assert auto.line(found, 0.005) == (
+        "the largest share shown to stay within your margin of 0.5 is 20% (tried: 20% yes, 30% no)"
+    )
+    none = auto.largest_within(lambda share: False, shares=[0.1, 0.2, 0.3])
+    assert auto.line(none, 0.01).startswith("no share was shown to stay within your margin of 1 (tried: 10% no")

@@ -1,0 +1,138 @@
+"""Every cell is run once, whatever dies on the way, and the table is the one an undisturbed grid gives."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolo_adapruner.data.export import replace_file
+from yolo_adapruner.errors import RunError
+from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, RUN
+from yolo_adapruner.study.grid import plan, run_all
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
+
+CHAINS = plan([0.1, 0.3], [0, 1])
+CELLS = [cell for chain in CHAINS for cell in chain]
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process."""
+
+
+@dataclass(frozen=True)
+class FakeRunner:
+    """Writes down that it began and ended a cell; dies in the middle of cells for which a `die-<cell>` file lies."""
+
+    folder: Path
+    kill: bool = False
+
+    def home(self, cell: Cell) -> Path:
+        return self.folder / cell.name
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        record = self.home(cell) / "cell.json"
+        return json.loads(record.read_text()) if record.is_file() else None
+
+    def __call__(self, cell: Cell) -> dict[str, Any]:
+        if (done := self.finished(cell)) is not None:
+            return done
+        self.home(cell).mkdir(parents=True, exist_ok=True)
+        with (self.folder / "begun.txt").open("a") as log:
+            log.write(f"{cell.name}\n")
+        self._die(cell)
+        value = len(cell.name) / 100 + cell.seed / 10
+        figures = {"map50_95": value, "map50": value + 0.1, "images": 9, "updates": 5, "hours": 0.1}
+        with replace_file(self.home(cell) / "cell.json") as temporary:
+            temporary.write_text(json.dumps(figures))
+        return figures
+
+    def _die(self, cell: Cell) -> None:
+        for mark in sorted(self.folder.glob(f"die-*-{cell.name}")):
+            mark.unlink()
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Killed
+
+    def begun(self) -> list[str]:
+        return (self.folder / "begun.txt").read_text().split()
+
+    def mark(self, *cells: Cell) -> None:
+        self.folder.mkdir(exist_ok=True)
+        for number, cell in enumerate(cells):
+            (self.folder / f"die-{number}-{cell.name}").touch()
+
+
+def test_a_grid_killed_three_times_ends_with_the_undisturbed_table(tmp_path):
+    whole = FakeRunner(tmp_path / "whole")
+    whole.folder.mkdir()
+    expected = run_all(CHAINS, whole, 1)
+    runner = FakeRunner(tmp_path / "killed")
+    victims = CELLS[0], CELLS[4], CELLS[-1]
+    runner.mark(*victims)
+    for _ in victims:
+        with pytest.raises(Killed):
+            run_all(CHAINS, runner, 1)
+    found = run_all(CHAINS, runner, 1)
+    assert found == expected
+    assert summarise(found) == summarise(expected)
+    begun = runner.begun()
+    assert {name: begun.count(name) for name in begun} == {
+        cell.name: 1 + (cell in victims) for cell in CELLS
+    }  # finished cells are not run again
+
+
+def test_each_cell_is_noted_once(tmp_path):
+    noted = []
+    run_all(CHAINS, FakeRunner(tmp_path), 1, note=lambda cell, figures: noted.append(cell))
+    assert noted == CELLS
+
+
+@pytest.mark.slow
+def test_workers_killed_in_mid_cell_cost_that_cell_alone_and_two_jobs_give_the_serial_table(tmp_path):
+    serial = FakeRunner(tmp_path / "serial")
+    serial.folder.mkdir()
+    expected = run_all(CHAINS, serial, 1)
+    runner = FakeRunner(tmp_path / "jobs", kill=True)
+    runner.mark(CELLS[3], CELLS[8])
+    noted = []
+    found = run_all(CHAINS, runner, 2, note=lambda cell, figures: noted.append(cell))
+    assert found == expected
+    assert summarise(found) == summarise(expected)
+    assert sorted(cell.name for cell in noted) == sorted(cell.name for cell in CELLS)
+    finished_twice = [cell.name for cell in CELLS if runner.begun().count(cell.name) > 2]
+    assert finished_twice == []
+
+
+@pytest.mark.slow
+def test_workers_that_die_without_end_are_given_up(tmp_path):
+    runner = FakeRunner(tmp_path / "grid", kill=True)
+    victim = Cell(FULL, 0.0, EPOCHS, 0)
+    runner.mark(*[victim] * 9)
+    with pytest.raises(RunError, match=r"3 times in a row one was killed and no cell was finished: look into log\.txt"):
+        run_all([[victim]], runner, 2)
+
+
+def test_an_error_in_a_cell_is_no_death(tmp_path):
+    class Wrong(FakeRunner):
+        def __call__(self, cell: Cell) -> dict[str, Any]:
+            raise RunError("no room")
+
+    with pytest.raises(RunError, match="no room"):
+        run_all(CHAINS, Wrong(tmp_path), 1)
+
+
+def test_further_arms_and_a_given_list_are_planned():
+    chains = plan([0.1], [0, 1], arms=CHOICES, listed=(LISTED, 0.4))
+    cells = [cell for chain in chains for cell in chain]
+    assert len(cells) == len(set(cells)) == 2 * (1 + 1 + 2 * len(CHOICES) + 2)
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert [Cell(LISTED, 0.4, EPOCHS, 1), Cell(LISTED, 0.4, UPDATES, 1)] in chains
+    assert Cell(LISTED, 0.4, UPDATES, 1).name == "given-list-0.4-updates-s1"
+    for chain in chains:
+        if chain[0].arm not in (FULL, LISTED):
+            assert chain[0].arm == RUN
+            assert {cell.arm for cell in chain[1:]} == set(CHOICES) >= {PRUNED, RANDOM}

@@ -1,0 +1,202 @@
+"""One cell of the grid: its images, its training, its judgement, and the files that say it is finished.
+
+A cell's folder is a plain run folder, with `matches.npz` (hits and misses on the reported images) and then `cell.json`
+(the figures) put into it when all is done. A cell that has them is never run again; one that died goes on from its last
+whole epoch, or is judged, or is begun again, as far as it had come. Knows nothing of other cells but the run that an
+arm's list is cut from, and no statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from yolo_adapruner.config import RunConfig
+from yolo_adapruner.data import export
+from yolo_adapruner.errors import RunError
+from yolo_adapruner.study import arms
+from yolo_adapruner.study.baselines import equal_updates_epochs
+from yolo_adapruner.study.table import EPOCHS, Cell
+
+if TYPE_CHECKING:
+    from yolo_adapruner.engine.run import RunResult
+
+RECORD, MATCHES = "cell.json", "matches.npz"
+_FIGURES = {"map50_95", "map50", "images", "updates", "hours"}
+
+
+@dataclass(frozen=True)
+class CellRunner:
+    """Runs cells of one comparison; can be handed to another process.
+
+    Attributes:
+        folder: the comparison's.
+        config: the recipe all cells share.
+        base: the data file all cells train from; its `val` chooses and its `test` is reported on.
+        ranking: cut the pruned arm's lists from the run of this share, whatever the cell's own; None for its own.
+        listed: what a given list keeps.
+    """
+
+    folder: Path
+    config: RunConfig
+    base: Path
+    ranking: float | None = None
+    listed: tuple[str, ...] = ()
+
+    def home(self, cell: Cell) -> Path:
+        """Return the cell's folder."""
+        return self.folder / "cells" / cell.name
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the figures of a finished cell, None for one that is not."""
+        try:
+            figures = json.loads((self.home(cell) / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return figures if isinstance(figures, dict) and figures.keys() >= _FIGURES else None
+
+    def __call__(self, cell: Cell) -> dict[str, Any]:
+        """Return the cell's figures, running what is left of it to run."""
+        if (done := self.finished(cell)) is not None:
+            return done
+        share, epochs, data = 0.0, self.config.epochs, self.base
+        if cell.arm == arms.RUN:
+            share = cell.share
+        elif cell.arm != arms.FULL:
+            data, epochs = self.list_arm(cell)
+        config = self.config.model_copy(update={"seed": cell.seed, "data": str(data), "epochs": epochs})
+        result, seconds = train(config.with_prune(share), self.home(cell))
+        figures = {**asdict(cell), "images": result.kept, "epochs": epochs, "updates": result.updates}
+        figures |= {**self._judge(cell, result), "hours": seconds / 3600}
+        with export.replace_file(self.home(cell) / RECORD) as temporary:
+            temporary.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        return figures
+
+    def _judge(self, cell: Cell, result: RunResult) -> dict[str, Any]:
+        from yolo_adapruner.engine.detections import collect
+        from yolo_adapruner.study.evaluate import coco_metrics, matched
+
+        config, names = self.config, yaml.safe_load(self.base.read_text(encoding="utf-8"))["names"]
+        found, own = collect(
+            result.weights, self.base, "test", imgsz=config.imgsz, batch=int(config.batch), device=config.device
+        )
+        metrics = coco_metrics(found, names, sizes=True)
+        with export.replace_file(self.home(cell) / MATCHES) as temporary:
+            matched(found, names).save(temporary)
+        return {
+            "map50_95": metrics.map50_95,
+            "map50": metrics.map50,
+            "per_class": metrics.per_class,
+            "by_size": metrics.by_size,
+            "ultralytics_map50_95": own["map50_95"],
+            "ultralytics_map50": own["map50"],
+            "validation_map50_95": result.map50_95,
+        }
+
+    def list_arm(self, cell: Cell) -> tuple[Path, int]:
+        """Write the data file of an arm that trains on a list, and return it with the epochs of the cell's budget.
+
+        The list is cut from the run of the same seed, and of the same share unless there is one ranking for all. A
+        given list needs no run.
+        """
+        source = cell.share if self.ranking is None else self.ranking
+        if cell.arm == arms.LISTED:
+            paths = list(self.listed)
+            total = round(len(paths) / (1 - cell.share))
+        else:
+            _, outcome = export.read(self.home(Cell(arms.RUN, source, EPOCHS, cell.seed)))
+            kept = arms.choose(cell.arm, arms.Material(outcome, source, cell.share, cell.seed, _classes))
+            paths = [path for path, row in zip(outcome.paths, kept, strict=True) if row]
+            total = len(outcome.paths)
+        stem = self.folder / f"{cell.arm.replace(' ', '-')}-{cell.share:g}-s{cell.seed}"
+        content = {**yaml.safe_load(self.base.read_text(encoding="utf-8")), "train": os.path.abspath(f"{stem}.txt")}
+        target = stem.with_name(stem.name + ".yaml")
+        texts = {
+            stem.with_name(stem.name + ".txt"): "".join(f"{path}\n" for path in paths),
+            target: yaml.safe_dump(content, sort_keys=False, allow_unicode=True),
+        }
+        for file, text in texts.items():
+            with export.replace_file(file) as temporary:  # the cell of the other budget may be reading it
+                temporary.write_text(text, encoding="utf-8")
+        if cell.budget == EPOCHS:
+            return target, self.config.epochs
+        return target, equal_updates_epochs(self.config.epochs, total, len(paths), int(self.config.batch))
+
+
+def train(config: RunConfig, home: Path) -> tuple[RunResult, float]:
+    """Train a cell in its folder, going on from whatever lies there, and return its result and the seconds it took.
+
+    The seconds are those of all attempts, as far as their epochs count: a cell that died has not got cheaper by it.
+    """
+    from yolo_adapruner.engine import run, state
+
+    home.mkdir(parents=True, exist_ok=True)
+    before, began = _seconds(home / "results.csv"), time.monotonic()
+    if (done := _trained(home)) is not None:
+        return done, before
+    if (home / state.RUN_CONFIG).is_file():
+        with suppress(RunError):  # a torn checkpoint, or one that another version wrote: from the beginning, then
+            return run.resume(home), before + time.monotonic() - began
+        began = time.monotonic()
+    result = run.train(config, save_dir=home)
+    return result, time.monotonic() - began
+
+
+def _trained(home: Path) -> RunResult | None:
+    """The result of a training that is complete and was not judged before its process died, else None."""
+    from yolo_adapruner.engine.run import RunResult
+
+    try:
+        manifest, outcome = export.read(home)
+        best = manifest["best_validation"]
+        return RunResult(
+            folder=home,
+            weights=_existing(home / "weights" / "best.pt"),
+            data=home / "pruned.yaml",
+            total=len(outcome.paths),
+            kept=int(outcome.kept.sum()),
+            map50_95=float(best["metrics/mAP50-95(B)"]),
+            seconds=float(manifest["seconds"]),
+            updates=int(manifest["updates"]),
+        )
+    except (RunError, KeyError, TypeError, FileNotFoundError):  # no metrics in it before the final validation
+        return None
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    return file
+
+
+def _seconds(table: Path) -> float:
+    """Seconds of the epochs in a results.csv; each process that wrote to it began to count at 0."""
+    if not table.is_file():
+        return 0.0
+    total = last = 0.0
+    for row in _rows(table):
+        with suppress(KeyError, ValueError):
+            now = float(row["time"])
+            total += now - last if now > last else now
+            last = now
+    return total
+
+
+def _rows(table: Path) -> list[Mapping[str, str]]:
+    head, *rows = table.read_text(encoding="utf-8").splitlines() or [""]
+    names = [name.strip() for name in head.split(",")]
+    return [dict(zip(names, row.split(","), strict=False)) for row in rows]
+
+
+def _classes(paths: Any) -> list[list[int]]:
+    from yolo_adapruner.engine.splits import box_classes
+
+    return box_classes(paths)

@@ -1,0 +1,112 @@
+"""What a comparison stands on before anything is trained: its folder, what chooses and what reports, a given list."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from yolo_adapruner.config import RunConfig
+from yolo_adapruner.data import export
+from yolo_adapruner.errors import ConfigError, DataError, RunError
+from yolo_adapruner.study.baselines import listed_kept
+
+
+def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, **more: Any) -> Path:
+    """Return a new numbered folder, or the named one if it holds this very comparison.
+
+    Args:
+        config: the recipe.
+        shares: prune shares.
+        seeds: runs an arm.
+        more: what else tells this comparison from others.
+
+    Raises:
+        ConfigError: the named folder holds another comparison.
+        RunError: there can be no folder.
+    """
+    terms = {"config": config.model_dump(), "shares": list(shares), "seeds": seeds, **more}
+    wanted = json.loads(json.dumps(terms, default=str))  # as it comes back; a YAML date has no JSON of its own
+    project = Path(config.project).absolute()
+    if config.name is not None and (project / config.name / "plan.json").is_file():
+        folder = project / config.name
+        try:
+            held = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            held = None
+        if held != wanted:
+            raise ConfigError(
+                f"Expected {folder} to hold this comparison, but it holds another: choose another --name."
+            )
+        return folder
+    stem = config.name or "compare"
+    number = 1
+    while (project / (stem if number == 1 else f"{stem}{number}")).exists():
+        number += 1
+    folder = project / (stem if number == 1 else f"{stem}{number}")
+    try:
+        folder.mkdir(parents=True)
+        with export.replace_file(folder / "plan.json") as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"Expected a writable place for {folder}, but: {error.strerror}; choose another --name."
+        ) from None
+    return folder
+
+
+def judge_data(folder: Path, data: dict[str, Any], seed: int) -> tuple[Path, str]:
+    """Write the data file every cell trains from, and return it and, in words, what is reported on.
+
+    Its `val` chooses and its `test` is reported on: the set's own, or two seeded halves of the validation images.
+
+    Raises:
+        ConfigError: there are neither test images nor two validation images.
+    """
+    rest = {k: v for k, v in data.items() if k not in {"download", "yaml_file", "val", "test"} and v is not None}
+    rest["path"] = str(data["path"])
+    target = folder / "data.yaml"
+    if data.get("test"):
+        content = {**rest, "val": data["val"], "test": data["test"]}
+        reported_on = "test split"
+    else:
+        from yolo_adapruner.engine.splits import split_images
+
+        paths = split_images(data, "val")
+        if len(paths) < 2:
+            raise ConfigError(
+                f"Expected a test split or at least two validation images, but {data['yaml_file']} has neither."
+            )
+        chosen = np.zeros(len(paths), bool)
+        chosen[np.random.default_rng([seed, len(paths)]).permutation(len(paths))[: len(paths) // 2]] = True
+        for name, half in (("choose", chosen), ("report", ~chosen)):
+            lines = "".join(f"{p}\n" for p, row in zip(paths, half, strict=True) if row)
+            (folder / f"{name}.txt").write_text(lines, encoding="utf-8")
+        content = {**rest, "val": str(folder / "choose.txt"), "test": str(folder / "report.txt")}
+        reported_on = f"seeded half of the validation images ({int((~chosen).sum())} of {len(paths)})"
+    target.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return target, reported_on
+
+
+def listed_images(kept: str | Path, data: Mapping[str, Any]) -> tuple[tuple[str, ...], float]:
+    """Return the images a list keeps, sorted, and the share of the training images that it leaves out.
+
+    Raises:
+        DataError: the list cannot be read, names other images than those of the training set, or all of them.
+    """
+    from yolo_adapruner.engine.splits import split_images
+
+    try:
+        lines = Path(kept).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"Expected a list of images to keep, but {kept}: {error.strerror}; check the path.") from None
+    paths = split_images(dict(data), "train")
+    rows = listed_kept(paths, [os.path.abspath(line.strip()) for line in lines if line.strip()])
+    if rows.all():
+        raise DataError(f"Expected a list that leaves images out, but {kept} names all {len(paths)} training images.")
+    return tuple(p for p, row in zip(paths, rows, strict=True) if row), float(1 - rows.mean())
