@@ -24,7 +24,8 @@ from yolo_adapruner.config import PruneConfig, parse_yaml
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels
-from yolo_adapruner.engine.detect import METRIC, AdaPruneTrainer
+from yolo_adapruner.engine.detect import AdaPruneTrainer
+from yolo_adapruner.engine.heads import TASKS
 from yolo_adapruner.engine.losses import Assignment, LossTap
 from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, ConfigError
@@ -45,6 +46,7 @@ RECIPE: dict[str, Any] = {
     "verbose": False,
 }
 """Ultralytics settings of a recording; `key=value` words win over them."""
+_MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
 _ROWS = 8192  # a label's place in its image rides on its class as a fraction, which float32 holds exactly
 
 
@@ -87,8 +89,8 @@ class Recorder(AdaPruneTrainer):
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        if images.mixes(self.args):
-            raise ConfigError(f"Expected images that are not mixed, but one of {', '.join(images.MIXING)} is on.")
+        if any(getattr(self.args, name) for name in _MIXING):
+            raise ConfigError(f"Expected images that are not mixed, but one of {', '.join(_MIXING)} is on.")
         self.sheets: list[Sheet] = []
         self.clean: list[Sheet] = []
         self.clean_epochs: list[int] = []
@@ -141,7 +143,7 @@ class Recorder(AdaPruneTrainer):
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Note the metric and, when it is time, look at every image without augmentation."""
-        self.metric.append(float(self.metrics[METRIC]))
+        self.metric.append(float(self.metrics[TASKS["detect"].metric]))
         last = self.epoch + 1 == self.epochs
         if self.clean_every and (last or (self.epoch + 1) % self.clean_every == 0):
             self.clean_epochs.append(self.epoch)
