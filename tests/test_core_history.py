@@ -136,6 +136,17 @@ def test_weighted_moments_are_those_of_the_textbook():
         assert moments.spread[i, column] == pytest.approx(np.sqrt(variance), rel=1e-9)
 
 
+def test_equal_readings_of_odd_weights_have_no_spread_and_no_warning():
+    rng = np.random.default_rng(4)
+    values, moments = rng.lognormal(size=(500, 2)), RunningMoments(500, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            moments.add(values, rng.random(500))
+            np.testing.assert_allclose(moments.means, values, rtol=1e-12)
+            np.testing.assert_allclose(moments.spread, 0, atol=1e-6)
+
+
 @pytest.mark.parametrize("feather", [1e-3, 1e-13, 1e-200])
 def test_a_feather_beside_a_whole_view_gives_a_finite_spread(feather):
     moments = RunningMoments(1, 1)

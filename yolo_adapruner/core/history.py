@@ -113,7 +113,8 @@ class RunningMoments:
         total = np.where(self.count > 0, self._weight, 1)
         freedom = total - self._weight2 / total
         told_apart = freedom > _EPS * total  # beside one weighty epoch, feathers are none
-        spread = np.sqrt(np.where(told_apart, self._m2, 0) / np.where(told_apart, freedom, 1))
+        squares = np.maximum(self._m2, 0)  # rounding leaves equal readings of odd weights a hair below 0
+        spread = np.sqrt(np.where(told_apart, squares, 0) / np.where(told_apart, freedom, 1))
         return np.where(self.count > 0, spread, np.nan)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
