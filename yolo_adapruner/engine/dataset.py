@@ -39,7 +39,10 @@ def box_counts(dataset: Any, paths: Sequence[str]) -> list[int]:
 
 def extents(dataset: Any) -> NDArray[np.float64]:
     """Return how much of a square each row's image fills when it is alone in it, (rows,) in (0, 1]."""
-    shapes = np.array([label["shape"] for label in dataset.labels], np.float64)
+    if dataset.rect:  # upstream threw the images' own shapes away; those of their batches are what they fill
+        shapes = np.asarray(dataset.batch_shapes[dataset.batch], np.float64)
+    else:
+        shapes = np.array([label["shape"] for label in dataset.labels], np.float64)
     return np.asarray(shapes.min(1) / shapes.max(1))
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import CalledProcessError
 
 from yolo_adapruner import errors
 from yolo_adapruner.engine.trouble import one_line_errors
@@ -42,7 +42,7 @@ def launching() -> Iterator[None]:
         try:
             with _lifeline(Path(folder) / _LIFELINE):
                 yield
-        except subprocess.CalledProcessError as error:
+        except CalledProcessError as error:
             raise _reported(Path(folder), error.returncode) from None
         finally:
             del os.environ[REPORT]
