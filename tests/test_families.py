@@ -486,6 +486,43 @@ def test_run(family, sets, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolo11n-seg", "yolo26n-seg", "yolo26n-pose", "yolo26n-obb"])
+def test_a_run_whose_images_are_mixed_judges_each_by_its_own(name, sets, tmp_path, monkeypatch):
+    """In every batch the owners' shares of all terms, those of masks, keypoints and angles too, sum to the loss."""
+    family = next(f for f in FAMILIES if f.name == name)
+    kind, worst = trainer_for(family.task), []
+    preprocess, step = kind.preprocess_batch, kind.optimizer_step
+
+    def with_leaf(self, batch):
+        batch = preprocess(self, batch)
+        if self.pruner.stage == 2:
+            assert self._tap.owners is not None
+            self._tap.weights = torch.ones(self._tap.owners.count, requires_grad=True)
+        return batch
+
+    def compared(self):
+        if self._tap.weights is not None:
+            # The graph is gone with the step's backward, which left each owner's share on the leaf.
+            total = float(self.loss.detach())
+            worst.append(abs(float(self._tap.weights.grad.double().sum()) - total) / total)
+        step(self)
+
+    monkeypatch.setattr(kind, "preprocess_batch", with_leaf)
+    monkeypatch.setattr(kind, "optimizer_step", compared)
+    architecture = tmp_path / f"{name}.yaml"
+    architecture.write_text(yaml.safe_dump(family.architecture()), encoding="utf-8")
+    mixed = {"mosaic": 1.0, "mixup": 0.5, "copy_paste": 0.5, "degrees": 10.0, "close_mosaic": 0}
+    settings = {"method": {"warmup": 0}, "epochs": 3, "batch": 4, "nbs": 4, **mixed}
+    trainer = helpers.train_here(
+        sets(family.task), tmp_path / "run", trainer=kind, model=architecture, share=0.25, **settings
+    )
+    assert len(worst) >= 2
+    assert max(worst) <= 2e-6
+    assert (trainer.pruner.seen > 0).sum() >= 6  # of 8: a mosaic may leave one out
+    check_folder(tmp_path / "run", family.task, sets(family.task), dropped=2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["segment", "pose", "obb"])
 def test_the_command_line_from_first_to_last(task, tmp_path, monkeypatch, capsys):
     """The task follows from the architecture's last layer: nothing on the command line names it."""
