@@ -22,7 +22,7 @@ from yolo_adapruner.engine import names
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError
-from yolo_adapruner.study import compare as study
+from yolo_adapruner.study import cells, evaluate, grid
 
 LEAST = {"model": "yolov3-tiny.yaml", "data": "digits.yaml"}
 ISSUE = [
@@ -377,14 +377,15 @@ def test_every_arm_of_a_comparison_trains_with_them(run, tmp_path, monkeypatch):
 
     config = load({**run, "augmentations": ISSUE})
     base = tmp_path / "set" / "data.yaml"
-    metrics = SimpleNamespace(map50_95=0.1, map50=0.2, per_class={})
+    metrics = SimpleNamespace(map50_95=0.1, map50=0.2, per_class={}, by_size={})
+    hits = SimpleNamespace(save=lambda file: file.touch())
     paths = [str(path) for path in helpers.training_images(base)]
     outcome = export.Outcome(paths, np.arange(24) >= 6, {})
     monkeypatch.setattr(engine, "train", train)
     monkeypatch.setattr(detections, "collect", lambda *_, **__: ({}, {"map50_95": 0.1, "map50": 0.2}))
-    monkeypatch.setattr(study, "coco_metrics", lambda *_: metrics)
-    monkeypatch.setattr(study.export, "read", lambda _: ({}, outcome))
-    chains = study.plan([0.25], [0])
-    study._run_all(tmp_path, chains, config, base, jobs=1)
+    monkeypatch.setattr(evaluate, "coco_metrics", lambda *_, **__: metrics)
+    monkeypatch.setattr(evaluate, "matched", lambda *_: hits)
+    monkeypatch.setattr(export, "read", lambda _: ({}, outcome))
+    grid.run_all(grid.plan([0.25], [0]), cells.CellRunner(tmp_path, config, base), 1)
     assert len(trained) == 6
     assert {json.dumps(value) for value in trained.values()} == {json.dumps(for_ultralytics(config.augmentations))}
