@@ -130,7 +130,9 @@ def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = (), *, tole
         np.testing.assert_array_equal(one.counts, own.moments.count, err_msg=f"epoch {one.epoch}")
         assert one.logits is not None
         if own.kept is None:  # at the joint stage's end the best epoch's mask is taken over whole
-            assert (one.logits[~seen] == before[~seen]).all()
+            # Whoever was not seen goes along with all, and so before nobody.
+            along = one.logits[~seen] - before[~seen]
+            assert not len(along) or np.ptp(along) < 1e-9
     np.testing.assert_array_equal(trainer.pruner.kept, own.kept)
 
 
