@@ -92,7 +92,9 @@ def plant(
     """
     _check(shares, seed, part, group, images)
     out = Path(os.path.abspath(out))
-    content = _data_file(data)
+    from yolo_adapruner.engine.splits import load_data
+
+    content = load_data(str(data))
     classes = names(content)
     if "swapped" in shares and len(classes) == 1:
         raise ConfigError(f"Expected two classes or more to swap, but {data} has one: leave the kind swapped out.")
@@ -117,15 +119,6 @@ def plant(
     planted = _planted(root, files, labels, shares, Peers(labels, len(classes), part), seed, group)
     _write(out, planted, content, recipe)
     return out / "data.yaml"
-
-
-def _data_file(data: str | Path) -> dict[str, Any]:
-    from yolo_adapruner.engine.splits import load_data
-
-    try:
-        return load_data(str(data))
-    except ValueError as error:  # what Ultralytics says of a file that is no YAML
-        raise DataError(f"Expected {data} to be a data file, but: {' '.join(str(error).split())}.") from None
 
 
 def _check(shares: Mapping[str, float], seed: int, part: float, group: int, images: int | None) -> None:
