@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from yolo_adapruner.data import digits
-from yolo_adapruner.data.digits import build, digest, iou, load_truth
+from yolo_adapruner.data.boxes import iou
+from yolo_adapruner.data.digits import build, digest, load_truth
 from yolo_adapruner.errors import ConfigError, DataError
 
 REPO = Path(__file__).resolve().parents[1]

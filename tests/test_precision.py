@@ -52,7 +52,7 @@ def watched(data, folder, *, method=METHOD, faults=None, gradients=None, scaler=
 
 
 def along(trainer, epoch, unseen):
-    """Which logits an epoch moved as far as that of an unseen image: with all, by no evidence of their own; (N,) bool."""
+    """Which logits an epoch moved as far as an unseen image's: with all, by no evidence of their own; (N,) bool."""
     step = trainer.stood[epoch - 1].logits - trainer.stood[epoch - 2].logits
     return np.isclose(step, step[unseen], rtol=0, atol=1e-9)
 

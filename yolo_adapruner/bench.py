@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from yolo_adapruner.errors import AdaPrunerError, ConfigError
+from yolo_adapruner.errors import AdaPrunerError
 
 _FLAGS = ("model", "data", "imgsz", "batch", "device", "seed")
 _MIXING = {"mosaic": 1.0, "mixup": 0.5}
@@ -51,27 +51,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _attribution(args: argparse.Namespace) -> str:
-    from yolo_adapruner.config import load
+    from yolo_adapruner.config import key_values, load
 
     given = {key: getattr(args, key) for key in _FLAGS}
-    config = load(args.config, {**_MIXING, **_settings(args.settings), **given})
+    config = load(args.config, {**_MIXING, **key_values(args.settings), **given})
     from yolo_adapruner.engine import stepcost
 
     cost, beside = stepcost.measure(config, steps=args.steps, repeats=args.repeats), stepcost.facts(config)
     if args.json:
         return json.dumps({"bench": "attribution", **asdict(cost), **beside})
     return _text(asdict(cost), beside)
-
-
-def _settings(words: Sequence[str]) -> dict[str, Any]:
-    from yolo_adapruner.config import parse_yaml
-
-    if wrong := [word for word in words if "=" not in word]:
-        raise ConfigError(f"Expected settings as key=value, but got {' '.join(wrong)}.")
-    try:
-        return {key: parse_yaml(value) for key, _, value in (word.partition("=") for word in words)}
-    except ValueError as error:
-        raise ConfigError(f"Expected values that YAML can read, but: {error}.") from None
 
 
 def _text(cost: dict[str, Any], beside: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -16,7 +15,6 @@ from yolo_adapruner.errors import AdaPrunerError, ConfigError
 PROGRAM = "yolo-adapruner"
 INTERRUPTED = 130
 
-_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 _FLAGS = ("data", "model", "epochs", "imgsz", "batch", "seed", "device", "name")
 
 
@@ -157,33 +155,22 @@ def _is_number(word: str) -> bool:
 
 def _sort_words(args: argparse.Namespace, rest: Sequence[str]) -> None:
     """Tell the run config from the key=value settings; both may stand anywhere between the flags."""
+    from yolo_adapruner.config import SETTING
+
     words = [word for word in (args.config, *getattr(args, "words", ()), *rest) if word is not None]
-    others = [word for word in words if not _SETTING.match(word)]
+    others = [word for word in words if not SETTING.match(word)]
     args.config = others[0] if others else None
-    args.settings = [word for word in words if _SETTING.match(word)] + others[1:]
+    args.settings = [word for word in words if SETTING.match(word)] + others[1:]
 
 
 def _run_config(args: argparse.Namespace, share: float | None) -> Any:
     if args.config is None:
         raise ConfigError("Expected a run config, but got none: name a file, or a packaged one such as yolov3-tiny.")
-    from yolo_adapruner.config import load
+    from yolo_adapruner.config import key_values, load
 
     flags = {k: getattr(args, k) for k in _FLAGS}
     given = {k: v for k, v in {**flags, "prune": share}.items() if v is not None}
-    return load(args.config, {**_key_values(args.settings), **given})
-
-
-def _key_values(settings: Sequence[str]) -> dict[str, Any]:
-    """`key=value` settings as a dict, values read as YAML (3 is a number, true a bool)."""
-    from yolo_adapruner.config import parse_yaml
-
-    wrong = [s for s in settings if not _SETTING.match(s)]
-    if wrong:
-        raise ConfigError(f"Expected settings as key=value, but got {' '.join(wrong)}.")
-    try:
-        return {key: parse_yaml(value) for key, _, value in (s.partition("=") for s in settings)}
-    except ValueError as error:
-        raise ConfigError(f"Expected values that YAML can read, but: {error}.") from None
+    return load(args.config, {**key_values(args.settings), **given})
 
 
 def _train(args: argparse.Namespace) -> None:

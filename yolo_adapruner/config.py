@@ -151,6 +151,9 @@ class RunConfig(BaseModel):
 TOP_LEVEL = tuple(RunConfig.model_fields)
 _METHOD = "prune."
 
+SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+"""How a `key=value` word of a command line begins."""
+
 
 def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a run config and lay `overrides` on top.
@@ -200,6 +203,20 @@ def parse_yaml(text: str) -> Any:
     except Exception as error:
         # Beside its own errors PyYAML lets any of its constructors' out: a month of 13, a `!!bool` that is none.
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def key_values(words: Sequence[str]) -> dict[str, Any]:
+    """Return a command line's `key=value` words as a dict, values read as YAML (3 is a number, true a bool).
+
+    Raises:
+        ConfigError: a word is none, or a value says nothing that YAML can read.
+    """
+    if wrong := [word for word in words if not SETTING.match(word)]:
+        raise ConfigError(f"Expected settings as key=value, but got {' '.join(wrong)}.")
+    try:
+        return {key: parse_yaml(value) for key, _, value in (word.partition("=") for word in words)}
+    except ValueError as error:
+        raise ConfigError(f"Expected values that YAML can read, but: {error}.") from None
 
 
 def _lay_over(content: dict[str, Any], section: str, settings: Any) -> None:

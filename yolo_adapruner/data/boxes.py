@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from yolo_adapruner.errors import DataError
 
+_EPS = 1e-12
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageDetections:
@@ -70,3 +72,23 @@ def _boxes(values: ArrayLike, path: str, name: str) -> NDArray[np.float64]:
             f"{path}: expected {name} of shape (n, 4), all finite, but got shape {boxes.shape}; check them."
         )
     return boxes
+
+
+def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the IoU of every box in a (n, 4) with every box in b (m, 4), (n, m) in [0, 1]; 0 for empty boxes."""
+    shared = _shared_area(a, b)
+    return np.asarray(shared / np.maximum(_areas(a)[:, None] + _areas(b)[None, :] - shared, _EPS))
+
+
+def covered(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return which share of the smaller of two boxes lies in both, (n, m) in [0, 1]."""
+    return np.asarray(_shared_area(a, b) / np.maximum(np.minimum(_areas(a)[:, None], _areas(b)[None, :]), _EPS))
+
+
+def _shared_area(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.asarray((high - low).clip(0).prod(-1))
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(-1))

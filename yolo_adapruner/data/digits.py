@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.data.boxes import covered, iou
 from yolo_adapruner.errors import ConfigError, DataError
 
 FAULTS = ("classes", "boxes", "missing", "spurious")
@@ -236,23 +237,8 @@ def draw_scene(scans: Scans, size: int, digits: int, rng: np.random.Generator) -
     return Scene(np.clip(canvas, 0, 255).round().astype(np.uint8), boxes, np.array(classes, int))
 
 
-def _shared_area(a: Array, b: Array) -> Array:
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.asarray(np.clip(high - low, 0, None).prod(-1))
-
-
-def _areas(boxes: Array) -> Array:
-    return np.asarray(_extents(boxes).prod(-1))
-
-
 def _extents(boxes: Array) -> Array:
     return boxes[:, 2:] - boxes[:, :2]
-
-
-def iou(a: Array, b: Array) -> Array:
-    """Intersection over union of every box in a (n, 4) with every box in b (m, 4): (n, m), 0 to 1."""
-    shared = _shared_area(a, b)
-    return np.asarray(shared / (_areas(a)[:, None] + _areas(b)[None, :] - shared))
 
 
 # ------------------------------------------------------------------------------------------------------ planting
@@ -294,8 +280,7 @@ def fault_spurious(scene: Scene, rng: np.random.Generator) -> Scene | None:
         extent = np.round(size * rng.uniform(*_DIGIT_SIZE) * np.array([rng.uniform(0.55, 1.0), 1.0]))
         corner = np.floor(rng.uniform(0, size - extent))
         box = np.concatenate([corner, corner + extent])[None]
-        cover = _shared_area(box, boxes) / np.minimum(_areas(box)[:, None], _areas(boxes)[None, :])
-        if not (cover > _MAX_COVER).any():
+        if not (covered(box, boxes) > _MAX_COVER).any():
             boxes = np.concatenate([boxes, box])
     if len(boxes) < wanted:
         return None

@@ -204,7 +204,7 @@ def replace_file(target: Path) -> Iterator[Path]:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         error.filename = error.filename or str(target)  # a write that failed does not say whose
         raise
@@ -212,7 +212,7 @@ def replace_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put a folder's entries on disk: until then a new name may be lost with the power, though the file is there."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -3,10 +3,7 @@
 One stock validation pass, watched. Knows nothing of masks, arms or COCO; `study/evaluate.py` says what boxes are worth.
 """
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,11 @@ from numpy.typing import NDArray
 from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_adapruner.data.boxes import ImageDetections, unique_names
 from yolo_adapruner.engine import labelcache, runtime
+from yolo_adapruner.engine.trouble import quiet
 from yolo_adapruner.errors import ConfigError, DataError
 
 _WRITES = {"plots", "visualize", "save_json", "save_txt", "project", "name", "save_dir"}
@@ -76,7 +74,7 @@ def collect(
     }
     args |= {"mode": "val", "task": "detect", "val": False, "plots": False, "verbose": False}
     before = torch.get_num_threads()
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         model = YOLO(str(weights))
         if (
             model.task != "detect" or model.task_map["detect"]["validator"] is not DetectionValidator
@@ -168,14 +166,3 @@ def _check_data(data: str | Path, split: str) -> None:
     except (FileNotFoundError, SyntaxError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"Expected a data.yaml with images for split {split!r}, but got {data}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Let only Ultralytics' warnings through; its progress bars follow the logger's level."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

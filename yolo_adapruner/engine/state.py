@@ -33,7 +33,7 @@ import torch
 import yaml
 from torch.serialization import save as torch_save
 
-from yolo_adapruner.data.export import replace_file
+from yolo_adapruner.data.export import replace_file, sync_folder
 from yolo_adapruner.engine import runtime
 from yolo_adapruner.errors import RunError
 
@@ -153,6 +153,7 @@ def written_whole(folder: Path, *present: str) -> Iterator[Path]:
                 os.fsync(stream.fileno())
         for file in files:
             os.replace(file, folder / file.name)
+        sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

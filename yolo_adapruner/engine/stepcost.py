@@ -7,12 +7,10 @@ its joint stage, with weights on. What happens once an epoch is left out. Knows 
 from __future__ import annotations
 
 import gc
-import logging
 import random
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import autocast, unset_deterministic
 
 from yolo_adapruner.config import PruneConfig, RunConfig
@@ -29,7 +26,7 @@ from yolo_adapruner.core.pruner import Stage
 from yolo_adapruner.engine import runtime
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.names import ultralytics_args
-from yolo_adapruner.engine.trouble import one_line_errors
+from yolo_adapruner.engine.trouble import one_line_errors, quiet
 from yolo_adapruner.errors import ConfigError
 
 _UNTIMED = 3  # steps a side before the clock counts: allocators, caches, the mosaic buffer
@@ -78,7 +75,7 @@ def measure(config: RunConfig, *, steps: int = 10, repeats: int = 15) -> StepCos
     # Never in another stage, nor within close_mosaic of the end.
     method = PruneConfig(share=config.prune.share or 0.1, warmup=0, joint=1.0)
     args = ultralytics_args(config) | {"epochs": 10_000, "plots": False, "verbose": False}
-    with _quiet(), TemporaryDirectory() as folder, one_line_errors(config.data):
+    with quiet(), TemporaryDirectory() as folder, one_line_errors(config.data):
         kinds = {"stock": DetectionTrainer, "masked": AdaPruneTrainer.configured(method)}
         sides = [_Side(kind, {**args, "save_dir": str(Path(folder, name))}) for name, kind in kinds.items()]
         try:
@@ -214,14 +211,3 @@ def _set_random_state(state: tuple[Any, Any, torch.Tensor]) -> None:
     random.setstate(state[0])
     np.random.set_state(state[1])
     torch.set_rng_state(state[2])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ultralytics' log for warnings only, so that the figures stand alone."""
-    before = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(before)

@@ -133,3 +133,14 @@ def one_line(error: BaseException) -> str:
     text = "".join(c for c in text if unicodedata.category(c) != "So" and c != "\ufe0f")
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let only Ultralytics' warnings through; its progress bars follow the logger's level."""
+    level = _LOGGER.level
+    _LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        _LOGGER.setLevel(level)

@@ -7,7 +7,6 @@ is run by `grid.py`, its cells by `cells.py`, and `conclude.py` says what comes 
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,7 +135,7 @@ def _terms(searching: bool, arms: Sequence[str], listed: Sequence[str]) -> dict[
     elif tuple(arms) != _PLAIN:
         terms["arms"] = list(arms)
     if listed:
-        terms["kept"] = hashlib.sha256("\n".join(listed).encode("utf-8", "surrogateescape")).hexdigest()
+        terms["kept"] = export.hash_paths(listed)
     return terms
 
 

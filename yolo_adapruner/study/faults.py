@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.data.boxes import covered, iou
 from yolo_adapruner.study.source import Labels
 
 SHIFT = (0.2, 0.6)
@@ -141,26 +142,6 @@ def _redrawn(count: int, rng: np.random.Generator, peers: Peers) -> Labels:
 def _share_right(given: Labels, true: Labels) -> float:
     same = (iou(given.boxes, true.boxes) >= _SAME) & (given.classes[:, None] == true.classes[None, :])
     return float(same.any(1).mean())
-
-
-def _shared(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.asarray((high - low).clip(0).prod(-1))
-
-
-def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(-1))
-
-
-def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the IoU of every box in a (n, 4) with every box in b (m, 4), (n, m) in [0, 1]; 0 for empty boxes."""
-    shared = _shared(a, b)
-    return np.asarray(shared / np.maximum(_areas(a)[:, None] + _areas(b)[None, :] - shared, 1e-12))
-
-
-def covered(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return which share of the smaller of two boxes lies in both, (n, m) in [0, 1]."""
-    return np.asarray(_shared(a, b) / np.maximum(np.minimum(_areas(a)[:, None], _areas(b)[None, :]), 1e-12))
 
 
 FAULTS: dict[str, Callable[[Labels, np.random.Generator, Peers], Labels | None]] = {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolo_adapruner.config import PruneConfig, parse_yaml
+from yolo_adapruner.config import PruneConfig, key_values
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels
@@ -245,11 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="further Ultralytics settings")
     args = parser.parse_args(argv)
     try:
-        if wrong := [word for word in args.settings if "=" not in word]:
-            raise ConfigError(f"Expected settings as key=value, but got {' '.join(wrong)}.")
-        more = {key: parse_yaml(value) for key, _, value in (word.partition("=") for word in args.settings)}
         given = {name: getattr(args, name) for name in ("model", "imgsz", "epochs", "seed", "clean_every", "rehearse")}
-        print(record(args.data, args.truth, args.out, **given, **more))
+        print(record(args.data, args.truth, args.out, **given, **key_values(args.settings)))
     except AdaPrunerError as error:
         print(error, file=sys.stderr)
         return error.exit_code
