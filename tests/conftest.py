@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: otherwise the order stays
+
+
+@pytest.fixture
+def runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches gain nothing from more threads, and on a busy machine those wait for each other."""
+    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def torch_on_one_thread() -> Iterator[None]:
+    """The same for what computes without a run of ours."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a set of 12 training images, the small architecture, a run config of both."""
+    from tests import helpers
+
+    helpers.build_set(tmp_path / "set", train=12, val=4, empty=1)
+    helpers.write_architecture(tmp_path / "small.yaml")
+    (tmp_path / "run.yaml").write_text("model: small.yaml\ndata: set/data.yaml\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

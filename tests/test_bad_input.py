@@ -20,19 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = helpers.cli_words({**helpers.QUICK, "epochs": 3, "batch": 4})
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """The working directory: a set of 12 training images, the small architecture, a run config of both."""
-    helpers.build_set(tmp_path / "set", train=12, val=4, empty=1)
-    helpers.write_architecture(tmp_path / "small.yaml")
-    (tmp_path / "run.yaml").write_text("model: small.yaml\ndata: set/data.yaml\n", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
 
 
 @pytest.fixture

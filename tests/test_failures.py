@@ -28,9 +28,7 @@ SETTINGS = helpers.cli_words({**helpers.QUICK, "epochs": 5, "batch": BATCH})
 """Two epochs of warm-up, then the joint stage and, from epoch 4 on, the fine-tune."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from yolo_adapruner.engine import trainer as trainer_module
 from yolo_adapruner.engine.channels import CHANNELS
 from yolo_adapruner.engine.losses import LossTap
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runs_on_one_thread")]
 
 N = 24
 STRIDES = (8, 16, 32)
@@ -35,11 +35,6 @@ STILL = {
     "epochs": 6,
 }
 """No augmentation that would move or tint the marker."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
 
 
 def tone(i: int) -> int:

@@ -27,9 +27,7 @@ N, EPOCHS = 26, 6
 METHOD = {"warmup": 1, "joint": 0.5}  # stages 1, 2, 2, 2, 3, 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,10 @@ from yolo_adapruner import AdaPruneTrainer, PruneConfig
 from yolo_adapruner.cli import main
 from yolo_adapruner.engine import state
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runs_on_one_thread")]
 
 EPOCHS = 6  # two of warm-up, two joint, two of fine-tune
 INTERRUPTED = "yolo-adapruner: interrupted; what is on disk can be resumed with --resume RUN"
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
 
 
 @pytest.fixture(scope="module")

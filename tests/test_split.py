@@ -21,13 +21,7 @@ FAMILIES = ("yolov3-tiny.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml")
 CLASSES = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small batches gain nothing from more threads, and on a busy machine those wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_on_one_thread")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -16,7 +16,7 @@ from tests import helpers
 from tests.helpers import QUICK, read_list, results, stages, train_here, training_images
 from yolo_adapruner.engine.channels import CHANNELS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runs_on_one_thread")]
 
 LEFT_BEHIND = (
     "adaprune.yaml",
@@ -43,11 +43,6 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}")
 sys.meta_path.insert(0, Blocked())
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
