@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from ultralytics.utils import LOGGER
 
 from tests import helpers
 from yolo_adapruner import bench
@@ -64,10 +65,10 @@ def test_the_bench_prints_one_line_with_a_ratio_in_wide_bounds(config, capsys):
 
 @pytest.mark.slow
 def test_both_sides_are_given_the_same_pictures_and_leave_the_log_as_it_was(config):
-    before = stepcost.LOGGER.level
+    before = LOGGER.level
     cost = stepcost.measure(load(config, {"mosaic": 0.0}), steps=2, repeats=2)
     assert cost.same_input
-    assert stepcost.LOGGER.level == before
+    assert LOGGER.level == before
     assert not torch.are_deterministic_algorithms_enabled()
 
 

@@ -460,7 +460,12 @@ def test_runs_at_the_same_time_on_one_data_set_find_what_each_finds_alone(home):
             helpers.start_cli(*words, "--name", "full", cwd=home),
             helpers.start_cli(*words, "--name", "pruned", "--data", data, cwd=home),
             subprocess.Popen(
-                ["python", "-c", *plain], cwd=home, env=helpers.child_environment(), stdout=-3, stderr=-1, text=True
+                [sys.executable, "-c", *plain],
+                cwd=home,
+                env=helpers.child_environment(),
+                stdout=-3,
+                stderr=-1,
+                text=True,
             ),
         ]
 
