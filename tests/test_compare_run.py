@@ -6,8 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.grids import two_machines
 from tests.helpers import QUICK, build_set, child_environment, cli_words, start_cli, train_here
 
 pytestmark = pytest.mark.slow
@@ -82,6 +84,28 @@ def test_the_serial_grid_is_whole(serial, home):
 
 def test_two_jobs_agree_with_one_to_the_digit(serial, home):
     assert told(finish(home, "jobs", *GRID, "--jobs", "2")) == told(serial)
+
+
+def test_two_machines_agree_with_one_though_a_worker_is_killed_in_mid_cell(serial, home, monkeypatch):
+    pytest.importorskip("ray", reason="Ray has no wheel for this Python or system")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    folder = home / "runs" / "ray"
+    with two_machines() as machines:
+        process = begin(home, "ray", *GRID, "--ray", machines.address)
+        while process.poll() is None and not (in_mid_cell(folder, 3) and workers()):
+            time.sleep(0.05)
+        assert process.poll() is None
+        workers()[0].kill()
+        assert process.wait(timeout=1800) == 0
+    assert told(json.loads((folder / "compare.json").read_text(encoding="utf-8"))) == told(serial)
+    for table in folder.glob("cells/*/results.csv"):
+        epochs = [int(line.split(",")[0]) for line in table.read_text(encoding="utf-8").splitlines()[1:]]
+        assert epochs == list(range(1, len(epochs) + 1))
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of a cluster that are in a cell."""
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::_run_cell")]
 
 
 def test_a_grid_killed_three_times_ends_with_the_undisturbed_table(serial, home):

@@ -1,69 +1,14 @@
 """Every cell is run once, whatever dies on the way, and the table is the one an undisturbed grid gives."""
 
-import json
-import os
-import signal
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from yolo_adapruner.data.export import replace_file
+from tests.grids import CELLS, CHAINS, FakeRunner, Killed
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.grid import plan, run_all
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
-
-CHAINS = plan([0.1, 0.3], [0, 1])
-CELLS = [cell for chain in CHAINS for cell in chain]
-
-
-class Killed(BaseException):
-    """Stands for whatever ends a process."""
-
-
-@dataclass(frozen=True)
-class FakeRunner:
-    """Writes down that it began and ended a cell; dies in the middle of cells for which a `die-<cell>` file lies."""
-
-    folder: Path
-    kill: bool = False
-
-    def home(self, cell: Cell) -> Path:
-        return self.folder / cell.name
-
-    def finished(self, cell: Cell) -> dict[str, Any] | None:
-        record = self.home(cell) / "cell.json"
-        return json.loads(record.read_text()) if record.is_file() else None
-
-    def __call__(self, cell: Cell) -> dict[str, Any]:
-        if (done := self.finished(cell)) is not None:
-            return done
-        self.home(cell).mkdir(parents=True, exist_ok=True)
-        with (self.folder / "begun.txt").open("a") as log:
-            log.write(f"{cell.name}\n")
-        self._die(cell)
-        value = len(cell.name) / 100 + cell.seed / 10
-        figures = {"map50_95": value, "map50": value + 0.1, "images": 9, "updates": 5, "hours": 0.1}
-        with replace_file(self.home(cell) / "cell.json") as temporary:
-            temporary.write_text(json.dumps(figures))
-        return figures
-
-    def _die(self, cell: Cell) -> None:
-        for mark in sorted(self.folder.glob(f"die-*-{cell.name}")):
-            mark.unlink()
-            if self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise Killed
-
-    def begun(self) -> list[str]:
-        return (self.folder / "begun.txt").read_text().split()
-
-    def mark(self, *cells: Cell) -> None:
-        self.folder.mkdir(exist_ok=True)
-        for number, cell in enumerate(cells):
-            (self.folder / f"die-{number}-{cell.name}").touch()
 
 
 def test_a_grid_killed_three_times_ends_with_the_undisturbed_table(tmp_path):

@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", type=int, default=3, metavar="N", help="runs per arm, seeds SEED..SEED+N-1 (default 3)"
     )
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
+    compare.add_argument("--ray", metavar="ADDRESS", help="train the cells on this Ray cluster, or local for one here")
+    compare.add_argument("--cell-cpus", type=int, default=1, metavar="N", help="cores a cell on a cluster (default 1)")
+    compare.add_argument(
+        "--cell-gpus", type=float, default=0, metavar="F", help="GPUs a cell on a cluster; 0.25 puts four on a card"
+    )
     compare.set_defaults(run=_compare)
 
     export = commands.add_parser(
@@ -202,6 +207,7 @@ def _refuse_beside_resume(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
+    from yolo_adapruner.study.cluster import Cluster
     from yolo_adapruner.study.compare import compare
 
     result = compare(
@@ -212,6 +218,7 @@ def _compare(args: argparse.Namespace) -> None:
         arms=args.arms,
         kept=args.kept,
         margin=args.margin,
+        ray=None if args.ray is None else Cluster(args.ray, args.cell_cpus, args.cell_gpus),
     )
     print(result.report())
     print(f"\nsaved in {result.folder}")

@@ -8,7 +8,7 @@ is run by `grid.py`, its cells by `cells.py`, and `conclude.py` says what comes 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from yolo_adapruner.study import arms as arms_by_name
 from yolo_adapruner.study import auto, grid
 from yolo_adapruner.study.arms import FULL, LISTED, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.cells import CellRunner
+from yolo_adapruner.study.cluster import Cluster, run_on_cluster
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images
+from yolo_adapruner.study.progress import Progress
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
 from yolo_adapruner.study.verdict import BETTER, WITHIN, judge
 
 AUTO = "auto"
 _PLAIN = (PRUNED, RANDOM)
+Executor = Callable[[Sequence[Sequence[Cell]]], dict[Cell, dict[str, Any]]]
 
 
 def compare(
@@ -39,6 +42,7 @@ def compare(
     arms: Sequence[str] = _PLAIN,
     kept: str | Path | None = None,
     margin: float = 0.5,
+    ray: str | Cluster | None = None,
     config: PruneConfig | None = None,
     **overrides: Any,
 ) -> Comparison:
@@ -59,17 +63,20 @@ def compare(
         arms: those to train anew, out of `arms.CHOICES`.
         kept: a list of training images, one absolute path a line, to train on as an arm of its own.
         margin: points of mAP (0 to 100) that may be lost, >= 0.
+        ray: run the cells on this Ray cluster, an address or "local" where a core a cell is enough; the project and
+            the data set must lie where every machine sees them. None: in processes of this machine.
         config: settings of the method, in place of the run config's `prune:` section.
         overrides: settings that win over the run config.
 
     Raises:
-        ConfigError: a share, `seeds`, `jobs`, `margin` or an arm is out of range, the model is no detector, or the
-            named folder holds another comparison.
+        ConfigError: a share, `seeds`, `jobs`, `margin` or an arm is out of range, the model is no detector, the named
+            folder holds another comparison, or both `jobs` and `ray` say where cells run.
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
     searching = prune == AUTO
     shares = _shares([resolved.prune.share] if searching else prune, seeds, jobs, margin)
+    cluster = _cluster(ray, jobs, resolved)
     wanted = (PRUNED,) if searching else arms_by_name.check(arms)
     if resolved.batch < 1:
         raise ConfigError(
@@ -89,6 +96,7 @@ def compare(
     base, reported_on = judge_data(folder, data, resolved.seed)
     runner = CellRunner(folder, resolved, base, ranking=shares[0] if searching else None, listed=listed)
     numbers = range(resolved.seed, resolved.seed + seeds)
+    run_cells = _executor(runner, jobs, cluster)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "config": resolved.model_dump(),
@@ -97,14 +105,16 @@ def compare(
         "margin": margin,
         "reported_on": reported_on,
         "versions": runtime.versions(),
-        "hardware": runtime.hardware(resolved.device or "cpu", threads=runtime.cores() // jobs),
+        "hardware": runtime.hardware(
+            resolved.device or "cpu", threads=cluster.cpus if cluster else runtime.cores() // jobs
+        ),
         "jobs": jobs,
     }
     if searching:
-        done, facts["auto"] = _search(runner, numbers, margin / 100, jobs)
+        done, facts["auto"] = _search(runner, numbers, margin / 100, run_cells)
     else:
         chains = grid.plan(shares, numbers, arms=wanted, listed=(LISTED, listed_share) if listed else None)
-        done = grid.run_all(chains, runner, jobs, note=_Counter(sum(map(len, chains))))
+        done = run_cells(chains)
     result = conclude(runner, done, facts)
     save(result, done)
     return result
@@ -139,17 +149,44 @@ def _terms(searching: bool, arms: Sequence[str], listed: Sequence[str]) -> dict[
     return terms
 
 
+def _cluster(ray: str | Cluster | None, jobs: int, config: RunConfig) -> Cluster | None:
+    if ray is None:
+        return None
+    cluster = ray if isinstance(ray, Cluster) else Cluster(ray)
+    if jobs > 1:
+        raise ConfigError(
+            f"Expected --jobs or --ray, but got --jobs {jobs} and --ray {cluster.address}: a cluster decides by itself "
+            "how many cells it runs side by side; --cell-cpus and --cell-gpus say what a cell takes."
+        )
+    if cluster.gpus and config.device not in (None, "", "cuda"):
+        raise ConfigError(
+            f"Expected the cluster to hand out its GPUs, but got device={config.device}: leave device out."
+        )
+    return cluster
+
+
+def _executor(runner: CellRunner, jobs: int, cluster: Cluster | None) -> Executor:
+    """What runs chains of cells and returns the figures of all: this machine's processes or a cluster."""
+
+    def run_cells(chains: Sequence[Sequence[Cell]]) -> dict[Cell, dict[str, Any]]:
+        with Progress(chains, runner, runner.config.epochs, live=None if cluster else False) as progress:
+            if cluster is None:
+                return grid.run_all(chains, runner, jobs, note=progress.note)
+            return run_on_cluster(chains, runner, cluster, note=progress.note, look=progress.look)
+
+    return run_cells
+
+
 def _search(
-    runner: CellRunner, seeds: Sequence[int], margin: float, jobs: int
+    runner: CellRunner, seeds: Sequence[int], margin: float, run_cells: Executor
 ) -> tuple[dict[Cell, dict[str, Any]], dict[str, Any]]:
     """Run what bisection asks for, and return all cells and what came of it."""
     assert runner.ranking is not None
     ranked = [[Cell(FULL, 0.0, EPOCHS, s), Cell(RUN, runner.ranking, EPOCHS, s)] for s in seeds]
-    cells = dict(grid.run_all(ranked, runner, jobs, note=_Counter(2 * len(ranked))))
+    cells = dict(run_cells(ranked))
 
     def within(share: float) -> bool:
-        chains = [[Cell(PRUNED, share, UPDATES, s)] for s in seeds]
-        cells.update(grid.run_all(chains, runner, jobs, note=_Counter(len(chains))))
+        cells.update(run_cells([[Cell(PRUNED, share, UPDATES, s)] for s in seeds]))
         drawn, images = replicates(runner, list(cells))
         row = next(r for r in summarise(cells, drawn, images=images) if (r.arm, r.share) == (PRUNED, share))
         assert row.versus_full is not None
@@ -161,14 +198,3 @@ def _search(
     found = auto.largest_within(within, enough)
     tried = [{"share": share, "within": good} for share, good in found.tried.items()]
     return cells, {"share": found.share, "tried": tried, "line": auto.line(found, margin)}
-
-
-class _Counter:
-    """Says of each cell that it is done, and how many are."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.count = total, 0
-
-    def __call__(self, cell: Cell, figures: Mapping[str, Any]) -> None:
-        self.count += 1
-        print(f"[{self.count}/{self.total}] {cell.name}: mAP50-95 {100 * figures['map50_95']:.1f}", flush=True)

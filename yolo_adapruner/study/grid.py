@@ -9,9 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,14 +130,20 @@ def _run_chain(runner: Runner, chain: Sequence[Cell]) -> list[tuple[Cell, Figure
     """Run a chain in this worker, its output in each cell's log.txt."""
     results = []
     for cell in chain:
-        home = runner.home(cell)
-        home.mkdir(parents=True, exist_ok=True)
-        with (home / "log.txt").open("a", encoding="utf-8") as log:
-            for stream in (1, 2):  # the descriptors, because Ultralytics' handlers hold the streams themselves
-                os.dup2(log.fileno(), stream)
+        with log_to(runner.home(cell)):
             results.append((cell, runner(cell)))
-            sys.stdout.flush()
     return results
+
+
+@contextmanager
+def log_to(home: Path) -> Iterator[None]:
+    """Send all this process prints to a cell's log.txt, from here on."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "log.txt").open("a", encoding="utf-8") as log:
+        for stream in (1, 2):  # the descriptors, because Ultralytics' handlers hold the streams themselves
+            os.dup2(log.fileno(), stream)
+        yield
+        sys.stdout.flush()
 
 
 def _start_worker(threads: int) -> None:
