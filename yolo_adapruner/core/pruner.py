@@ -50,6 +50,7 @@ class Settings:
     clip: float
     tolerance: float
     match: float
+    judge: bool = True
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""

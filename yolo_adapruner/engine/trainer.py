@@ -159,7 +159,7 @@ class AdaPruneMixin(Resumable):
             model.criterion = model.init_criterion()
         self._tap = LossTap(model.criterion)
         self._rehearsal, judge = None, None
-        if self._tap.can_ask_again:
+        if self.prune_config.judge and self._tap.can_ask_again:
             train_set, seed = self.train_loader.dataset, self.args.seed
             self._rehearsal = Rehearsal.of(train_set, self._ids, self.data["nc"], seed)
             judge = FaultJudge(self._rehearsal.kinds, seed, self.device)
