@@ -90,7 +90,11 @@ class Watched(AdaPruneTrainer):
 
     def _observe_batch(self, pruner: Pruner) -> None:
         seen = self._tap.assignment
-        readings = None if seen is None else detection_channels(seen).float().cpu().numpy()
+        readings = None
+        if seen is not None and pruner.rehearses:
+            readings = self._rehearsal.readings(self._tap, self._spoilt).cpu().numpy()
+        elif seen is not None:
+            readings = detection_channels(seen).float().cpu().numpy()
         self.passes[-1].batches.append((np.array(self._batch_ids), readings))
         super()._observe_batch(pruner)
 
@@ -116,6 +120,8 @@ def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = (), *, tole
         trainer.epochs,
         Settings(**trainer.prune_config.model_dump()),
         trainer.args.seed,
+        judge=trainer.pruner.suspicion.judge,
+        readings=trainer.pruner.readings,
     )
     assert [one.epoch for one in trainer.stood] == list(range(1, len(trainer.stood) + 1))
     for one in trainer.stood:
@@ -123,7 +129,8 @@ def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = (), *, tole
         before, seen = own.mask.logits.copy(), np.zeros(own.n, bool)
         for number, (ids, readings) in enumerate(one.batches, 1):
             if readings is not None and (one.epoch, number) not in left_out:
-                own.observe(ids, readings)
+                width = own.readings if own.rehearses else own.channels
+                own.observe(ids, readings[:, :width], rehearsed=readings[:, width:] if own.rehearses else None)
                 seen[ids[np.isfinite(readings).any(1)]] = True
         own.close_epoch(one.metric)
         np.testing.assert_allclose(one.logits, own.mask.logits, tolerance, tolerance, err_msg=f"epoch {one.epoch}")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yolo_adapruner.engine.readings import EXTRA, OBJECT, TOP
+from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
 from yolo_adapruner.study.analyse import candidates, figures, fisher, load, main, nats, table
-from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP
-from yolo_adapruner.study.rehearse import FEATURES
 
 EPOCHS, N = 4, 60
 EACH = 6

@@ -31,6 +31,8 @@ COLUMNS = [
     "signal_mean",
     "signal_spread",
     *CHANNELS,
+    "suspicion",
+    "kind",
     "epochs_seen",
     "seen",
     "boxes",
@@ -61,6 +63,7 @@ def outcome_of(paths: list[str], share: float = 0.2, seed: int = 0) -> Outcome:
     numbers = {name: rng.random(n) for name in ("signal", "signal_mean", "signal_spread", *CHANNELS)}
     numbers["localisation"][::5] = np.nan
     columns = {"weight": 1 / (1 + np.exp(-5 * logits)), "logit": logits, **numbers}
+    columns |= {"suspicion": rng.normal(size=n), "kind": np.where(rng.random(n) < 0.5, "shifted", "")}
     columns |= {"epochs_seen": np.full(n, 9), "seen": 9 * rng.random(n), "boxes": rng.integers(0, 9, n)}
     return Outcome(paths, select_kept(logits, share, seed=seed), columns)
 
@@ -114,7 +117,8 @@ def test_scores_are_a_row_an_image_in_the_documented_columns(run):
     assert [row["path"] for row in rows] == outcome.paths
     assert [row["kept"] == "true" for row in rows] == outcome.kept.tolist()
     for name in COLUMNS[2:]:
-        np.testing.assert_array_equal([float(row[name]) for row in rows], outcome.columns[name], err_msg=name)
+        values = [row[name] if name == "kind" else float(row[name]) for row in rows]
+        np.testing.assert_array_equal(values, outcome.columns[name], err_msg=name)
     table = pl.read_parquet(run / "scores.parquet")
     assert table.columns == COLUMNS
     assert table.equals(scores_table(outcome), null_equal=True)

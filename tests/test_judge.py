@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from yolo_adapruner.engine.judge import judge
+from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
-from yolo_adapruner.study.judge import judge
 from yolo_adapruner.study.planted import auroc
-from yolo_adapruner.study.rehearse import FEATURES
 
 N = 200
 SIGNS = {"shifted": ("localisation", 3.0), "swapped": ("classification", 4.0), "missing": ("missing", 3.0)}

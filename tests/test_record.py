@@ -13,11 +13,11 @@ import torch
 from tests.helpers import QUICK, build_set, train_here, write_architecture
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.losses import Assignment
+from yolo_adapruner.engine.readings import EXTRA, OBJECT, TOP, objects, unexplained
+from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import ConfigError, DataError
 from yolo_adapruner.study.defects import plant
-from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP, objects, unexplained
 from yolo_adapruner.study.record import Recorder, main, record
-from yolo_adapruner.study.rehearse import FEATURES
 from yolo_adapruner.study.truth import LABEL_KINDS
 
 

@@ -52,6 +52,11 @@ class PruneConfig(BaseModel):
         lt=1,
         description="Quantile of the signal over the data set that counts as 1. Low: the noisy go. High: the easy go.",
     )
+    judge: bool = Field(
+        True,
+        description="Learn in the joint stage, from faults planted in memory, which images read as wrongly labelled; "
+        "false: go by how unusual four readings are.",
+    )
     rate: float = Field(0.5, gt=0, description="Step size of the logits, in logit units per unit of pressure.")
     clip: float = Field(20.0, gt=0, description="Largest pressure on a logit in one epoch.")
     tolerance: float = Field(

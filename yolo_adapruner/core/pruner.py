@@ -20,6 +20,7 @@ from yolo_adapruner.core.history import EpochRecord, RunningMoments
 from yolo_adapruner.core.mask import Mask
 from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
+from yolo_adapruner.core.suspicion import Judge, Suspicion
 
 
 class Stage(IntEnum):
@@ -49,6 +50,7 @@ class Settings:
     clip: float
     tolerance: float
     match: float
+    judge: bool = True
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
@@ -70,23 +72,39 @@ class Pruner:
 
     Args:
         n: number of samples.
-        channels: number of readings a sample gives in a forward, C.
+        channels: number of readings a sample gives in a forward by which it is judged without a judge, C.
         epochs: epoch budget of the run, all stages together.
         settings: the method's settings.
         seed: decides ties in the final selection.
+        judge: learns in each joint epoch which samples read like spoilt ones; None leaves the surprise.
+        readings: number of readings a sample gives in a joint epoch, the channels first, R >= C; None: no others.
 
     Attributes:
         stage: the stage of the epoch that runs now or comes next.
-        signal: (N,) nats, what each sample is judged by: the surprise of its mean readings over the joint epochs so
-            far; NaN before.
+        signal: (N,) nats, what each sample is judged by: by the judge, -log P(its labels are right) from the mean log
+            odds over the joint epochs so far; where none has learned anything, the surprise of its mean channels; NaN
+            before.
+        suspicion: what the judge says.
         moments: mean and spread over the joint epochs; columns are the channels and then one epoch's surprise. An
             epoch counts by what was seen of the sample in it, up to one whole view.
         seen: (N,) whole views that each sample was judged on over the joint epochs, >= 0; 0 where nothing is known.
         kept: (N,) bool once the fine-tune stage has begun, None before.
     """
 
-    def __init__(self, n: int, channels: int, epochs: int, settings: Settings, seed: int = 0) -> None:
+    def __init__(
+        self,
+        n: int,
+        channels: int,
+        epochs: int,
+        settings: Settings,
+        seed: int = 0,
+        *,
+        judge: Judge | None = None,
+        readings: int | None = None,
+    ) -> None:
         self.settings, self.seed = settings, seed
+        self.channels, self.readings = channels, readings or channels
+        self.suspicion = Suspicion(n, judge)
         self.mask = Mask(n)
         self.moments = RunningMoments(n, channels + 1)
         self.signal: NDArray[np.float64] = np.full(n, np.nan)
@@ -102,6 +120,7 @@ class Pruner:
         self._warm_epochs = 0
         self._best_logits: NDArray[np.float64] | None = None
         self._record: EpochRecord | None = None
+        self._rehearsed: EpochRecord | None = None
 
     @property
     def n(self) -> int:
@@ -119,30 +138,49 @@ class Pruner:
             raise RuntimeError("observe() or close_epoch() before open_epoch()")
         return self._record
 
+    @property
+    def totals(self) -> tuple[NDArray[Any], ...]:
+        """The sums behind all that was read in the open epoch; where processes share one, theirs are added up."""
+        return self.record.totals + (() if self._rehearsed is None else self._rehearsed.totals)
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether this epoch's judge wants readings of samples under faults."""
+        return self.suspicion.judge is not None and self.stage is Stage.JOINT
+
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
-        self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
+        self._record = EpochRecord(self.n, self.readings if self.rehearses else self.channels)
+        self._rehearsed = EpochRecord(self.n, self.readings) if self.rehearses else None
 
     def weights(self) -> NDArray[np.float32] | None:
         """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one."""
         return self.mask.weights(self.state.s) if self.stage is Stage.JOINT else None
 
     def observe(
-        self, ids: NDArray[np.integer], readings: NDArray[np.floating], area: NDArray[np.floating] | None = None
+        self,
+        ids: NDArray[np.integer],
+        readings: NDArray[np.floating],
+        area: NDArray[np.floating] | None = None,
+        *,
+        rehearsed: NDArray[np.floating] | None = None,
     ) -> None:
         """Note a batch.
 
         Args:
             ids: (B,); a sample may stand there several times, as in a mosaic of several parts of it.
-            readings: (B, C), NaN where a sample gives none.
+            readings: (B, C), or (B, R) where this epoch `rehearses`; NaN where a sample gives none.
             area: (B,) in whole views, finite and >= 0: how much of what this sample shows when it is alone.
                 A quarter of it in a mosaic is 0.25; the caller divides, the core knows no pixels. None:
                 a whole view each.
+            rehearsed: (B, R), the same under each sample's fault, rows of NaN where it carries none.
 
         Raises:
             ValueError: an area is negative or no number, or there is not one for each of `ids`.
         """
         self.record.add(ids, readings, area)
+        if rehearsed is not None and self._rehearsed is not None:
+            self._rehearsed.add(ids, rehearsed, area)
 
     def close_epoch(self, metric: float, *, works: bool = False) -> dict[str, float]:
         """End the epoch: move the mask, let the controller step, change stage when it is time.
@@ -160,7 +198,7 @@ class Pruner:
             self._close_warmup(metric, works)
         elif self.stage is Stage.JOINT:
             self._close_joint(metric)
-        self._record = None
+        self._record = self._rehearsed = None
         kept = self.mask.kept_share if self.kept is None else float(self.kept.mean())
         return {"stage": ran["stage"], "kept": kept, **{k: ran[k] for k in ("target", "s", "lambda")}}
 
@@ -175,10 +213,14 @@ class Pruner:
         readings = self.record.means()
         # More than a whole view makes an epoch no surer: what is left between epochs is the model's, not the crop's.
         evidence = np.minimum(self.record.area, 1)
-        self.moments.add(np.column_stack((readings, surprise(readings))), evidence)
+        channels = readings[:, : self.channels]
+        rehearsed = np.full_like(readings, np.nan) if self._rehearsed is None else self._rehearsed.means()
+        judged = self.suspicion.learn(readings, rehearsed, evidence)
+        self.moments.add(np.column_stack((channels, surprise(channels) if judged is None else judged)), evidence)
         self.seen += self.record.area
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
-        self.signal = surprise(self.moments.means[:, :-1])
+        suspected = self.suspicion.signal
+        self.signal = surprise(self.moments.means[:, :-1]) if suspected is None else suspected
         f = pressure(sample_loss(self.signal, self.settings.tau))
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
@@ -227,6 +269,7 @@ class Pruner:
             "seen": self.seen.copy(),
             "kept": self.kept,
             "moments": self.moments.state_dict(),
+            "suspicion": self.suspicion.state_dict(),
             "controller": asdict(self.state),
             "warm_epochs": self._warm_epochs,
         }
@@ -241,6 +284,7 @@ class Pruner:
             raise ValueError(f"Expected a state with {', '.join(sorted(missing))}, but this one has none.")
         if len(state["logits"]) != self.n:
             raise ValueError(f"Expected the state of {self.n} samples, but got one of {len(state['logits'])}.")
+        self.suspicion.load_state_dict(state["suspicion"])
         self.stage = Stage(state["stage"])
         self.mask.logits = np.array(state["logits"], np.float64)
         self._best_logits = None if state["best_logits"] is None else np.array(state["best_logits"], np.float64)
@@ -250,4 +294,4 @@ class Pruner:
         self.moments.load_state_dict(state["moments"])
         self.state = replace(self.state, **state["controller"])
         self._warm_epochs = int(state["warm_epochs"])
-        self._record = None
+        self._record = self._rehearsed = None

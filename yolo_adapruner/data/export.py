@@ -47,6 +47,8 @@ class Outcome:
             - signal: nats >= 0, what the image is judged by, from its mean readings over the joint stage; signal_mean,
               signal_spread: mean and standard deviation of one epoch's; then the mean of each reading. NaN where an
               image gives none.
+            - suspicion: log odds that the labels are wrong, NaN unknown; kind: the likeliest kind of fault, whether or
+              not the image is suspect, "" unknown.
             - epochs_seen: joint epochs that saw the image.
             - seen: what it was judged on in them, in whole views of it; a part, mixed with other images, counts by its
               area. A score from less than one view rests on little.
@@ -66,7 +68,7 @@ class Outcome:
         if pruner is None:
             nan = np.full(n, np.nan)
             names = ("logit", "signal", "signal_mean", "signal_spread", *channels)
-            columns = {"weight": np.ones(n), **dict.fromkeys(names, nan)}
+            columns = {"weight": np.ones(n), **dict.fromkeys(names, nan), "suspicion": nan, "kind": np.full(n, "")}
             kept, epochs, seen = np.ones(n, bool), np.zeros(n, np.int64), np.zeros(n)
         else:
             if pruner.kept is None:
@@ -79,6 +81,8 @@ class Outcome:
                 "signal_mean": mean[:, -1],
                 "signal_spread": spread[:, -1],
                 **{name: mean[:, i] for i, name in enumerate(channels)},
+                "suspicion": pruner.suspicion.log_odds,
+                "kind": pruner.suspicion.kind,
             }
             kept, epochs, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64), pruner.seen
         tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}

@@ -53,7 +53,7 @@ def detection_channels(seen: Assignment) -> Tensor:
     if seen.owned is None:
         return torch.stack((*objects.nanmean(-1), _unexplained(seen)), 1)
     owner = seen.owned.labels.flatten()
-    means = [_mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
+    means = [mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
     return torch.stack((*means, _unexplained_by_owner(seen, seen.owned)), 1)
 
 
@@ -129,7 +129,7 @@ def _unexplained_by_owner(seen: Assignment, owned: Owned) -> Tensor:
     chosen = free & (_rank(account, free) < wanted[account])
     values = -torch.log1p(-_below_one(confidence, seen)) * chosen
     reading = values.new_zeros(accounts).index_add_(0, account, values) / wanted
-    return _mean_by(torch.arange(accounts, device=held.device) % owned.count, reading, owned.count, evidence)
+    return mean_by(torch.arange(accounts, device=held.device) % owned.count, reading, owned.count, evidence)
 
 
 def _below_one(confidence: Tensor, seen: Assignment) -> Tensor:
@@ -143,7 +143,7 @@ def _rank(group: Tensor, counted: Tensor) -> Tensor:
     return before - before[torch.searchsorted(group, group)]
 
 
-def _mean_by(group: Tensor, values: Tensor, groups: int, weights: Tensor) -> Tensor:
+def mean_by(group: Tensor, values: Tensor, groups: int, weights: Tensor) -> Tensor:
     """Weighted mean of each group's values, (groups,), without those that are NaN; NaN where there is none."""
     weights = weights.masked_fill(values.isnan(), 0)
     total = values.new_zeros(groups).index_add_(0, group, weights * values.nan_to_num())

@@ -48,6 +48,19 @@ def of_first(value: float, device: torch.device) -> float:
     return float(shared.item())
 
 
+def first() -> bool:
+    """Whether this process is the first of its group, or alone."""
+    return not together() or dist.get_rank() == 0
+
+
+def from_first(array: NDArray[np.generic], device: torch.device) -> None:
+    """Put the first process's numbers in an array's place in all processes."""
+    if together():
+        shared = torch.from_numpy(array).to(device)
+        dist.broadcast(shared, 0)
+        array[...] = shared.cpu().numpy()
+
+
 def repeated(sampler: Any, first: int, count: int) -> NDArray[np.bool_]:
     """Which of a batch's entries are there only to make all processes' shares of the epoch equally long, (count,).
 

@@ -8,7 +8,7 @@ This module does not know what the weights mean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,13 +68,44 @@ class LossTap:
         self.watching = False
         self.assignment: Assignment | None = None
         self.anchor_weights: Tensor | None = None
+        self._anchors: Tensor | None = None
         # End-to-end models mix two heads by a share that drifts over the epochs. One head only is judged, the
         # one-to-many one, which every other family has as well, so that the drift cannot move a judgement.
         for i, head in enumerate(_heads(criterion)):
             head.bce = _WeightedBCE(self, head.bce)
             head.bbox_loss = _WeightedBoxLoss(self, head.bbox_loss)
             head.assigner = _WatchedAssigner(self, head.assigner, judged=i == 0)
+            if i == 0:
+                self._assigner = head.assigner.inner
             taskloss.install(self, head)
+
+    @property
+    def can_ask_again(self) -> bool:
+        """Whether the judged head's assigner looks at classes and upright boxes alone, so that others can be asked."""
+        return type(self._assigner).__name__ == "TaskAlignedAssigner"  # a subclass asks for masks, keypoints or angles
+
+    def again(self, gt_labels: Tensor, gt_boxes: Tensor, gt_valid: Tensor, owners: Tensor) -> Assignment:
+        """Return what the assigner answers about other labels of the batch in `assignment`; nothing else changes.
+
+        Args:
+            gt_labels: classes, (B, M, 1) of any M.
+            gt_boxes: (B, M, 4) x1 y1 x2 y2 in input pixels.
+            gt_valid: 1 where a row is a label and 0 where it is padding, (B, M, 1).
+            owners: owner of each row, (B, M); not looked at where each entry is one image's alone.
+
+        Raises:
+            RuntimeError: no forward was watched, or the assigner wants to know more (`can_ask_again`).
+        """
+        seen = self.assignment
+        if seen is None or not self.can_ask_again:
+            raise RuntimeError("again() without a watched forward of a plain assigner")
+        _, _, _, foreground, index = self._assigner(
+            seen.scores, seen.boxes, self._anchors, gt_labels, gt_boxes, gt_valid
+        )
+        owned = None if seen.owned is None else replace(seen.owned, labels=owners)
+        return Assignment(
+            seen.scores, seen.boxes, gt_labels, gt_boxes, gt_valid.bool(), foreground.bool(), index.long(), owned
+        )
 
     def clear(self) -> None:
         """Forget the batch: stock behaviour until weights are set again."""
@@ -82,8 +113,9 @@ class LossTap:
         self.owners = None
         self.assignment = None
         self.anchor_weights = None
+        self._anchors = None
 
-    def assigned(self, seen: Assignment, judged: bool) -> None:
+    def assigned(self, seen: Assignment, judged: bool, anchors: Tensor) -> None:
         """Take a head's assignment: what each of its anchors weighs follows from it, and one head's is kept."""
         # One weight an anchor, (B, A) or (B, 1): whoever owns its label, or its place where it has none.
         self.anchor_weights = None
@@ -92,7 +124,7 @@ class LossTap:
         elif self.weights is not None:
             self.anchor_weights = self.weights[:, None]
         if judged and self.watching:
-            self.assignment = seen
+            self.assignment, self._anchors = seen, anchors
 
     def weigh(self, values: Tensor) -> Tensor:
         """Return values of each anchor, (B, A, C), times what the anchor weighs; as they came without weights."""
@@ -188,7 +220,7 @@ class _WatchedAssigner:
                 gt_index=gt_index.long(),
                 owned=None if owners is None else owners.locate(anchors, gt_labels.shape[1]),
             )
-            self.tap.assigned(seen, self.judged)
+            self.tap.assigned(seen, self.judged, anchors)
         return answer
 
     def __getattr__(self, name: str) -> Any:

@@ -116,12 +116,15 @@ class Accounts:
             one that is mixed with others counts by its area, as part of what it would cover alone. 0 where all that an
             owner is seen in does not count.
         ownership: who owns what; None where no sample is mixed.
+        table, labels: owner of each source of each sample, (B, S), and of each label, (N,), on the CPU, where one is.
     """
 
     numbers: NDArray[np.int64]
     areas: NDArray[np.float32]
     views: NDArray[np.float32]
     ownership: Ownership | None
+    table: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None
 
 
 def accounts(
@@ -157,7 +160,7 @@ def accounts(
     labels = np.searchsorted(owners, numbers[sources.labels.numpy()])
     view = np.bincount(position, views, len(owners))
     ownership = _ownership(sources, labels, table, len(owners), batch)
-    return Accounts(owners, area.astype(np.float32), view.astype(np.float32), ownership)
+    return Accounts(owners, area.astype(np.float32), view.astype(np.float32), ownership, table, labels)
 
 
 def _ownership(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
@@ -26,9 +25,11 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, state
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
+from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
-from yolo_adapruner.engine.owners import accounts
+from yolo_adapruner.engine.owners import Accounts, accounts
+from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal
 from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line
@@ -153,13 +154,19 @@ class AdaPruneMixin(Resumable):
             )
         if left == len(self.paths):
             LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
-        self.pruner = Pruner(
-            len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
-        )
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         self._tap = LossTap(model.criterion)
+        self._rehearsal, judge = None, None
+        if self.prune_config.judge and self._tap.can_ask_again:
+            train_set, seed = self.train_loader.dataset, self.args.seed
+            self._rehearsal = Rehearsal.of(train_set, self._ids, self.data["nc"], seed)
+            judge = FaultJudge(self._rehearsal.kinds, seed, self.device)
+        settings = Settings(**self.prune_config.model_dump())
+        self.pruner = Pruner(
+            len(self.paths), len(CHANNELS), self.epochs, settings, self.args.seed, judge=judge, readings=len(FEATURES)
+        )
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
 
@@ -236,26 +243,34 @@ class AdaPruneMixin(Resumable):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do Ultralytics' own, and set each owner's weight for the loss that follows."""
         sources = batch.pop(KEY, None)
+        loaded = dict(batch)  # as yet on the CPU
         batch = super().preprocess_batch(batch)
         if self.pruner is not None:
-            self._batch_ids, self._views, self._tap.owners = self._accounts(sources, batch)
+            on = self._accounts(sources, batch)
+            self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
+            self._spoilt = None
+            if self._rehearsal is not None and self.pruner.rehearses:
+                self._spoilt = self._rehearsal.spoil(loaded, tuple(batch["img"].shape[2:]), on, sources)
             weights = None if self._weights is None else self._weights[self._batch_ids]
             self._tap.weights = None if weights is None else weights.to(self.device, non_blocking=True)
         return batch
 
-    def _accounts(self, sources: Any, batch: dict[str, Any]) -> tuple[NDArray[np.int64], Any, Any]:
+    def _accounts(self, sources: Any, batch: dict[str, Any]) -> Accounts:
         """Sample numbers of the batch's owners, the whole views each was seen in, and who owns what in it."""
         if sources is None:  # fine-tune: nobody is judged
-            return np.array([self._ids[images.identity(f)] for f in batch["im_file"]]), None, None
+            numbers, unseen = [self._ids[images.identity(f)] for f in batch["im_file"]], np.zeros(0, np.float32)
+            return Accounts(np.array(numbers), unseen, unseen, None)
         entries = len(batch["im_file"])
         once = ~distributed.repeated(self.train_loader.sampler, self._drawn, entries)
         self._drawn += entries
-        on = accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
-        return on.numbers, on.views, on.ownership
+        return accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
 
     def _observe_batch(self, pruner: Pruner) -> None:
         if self._tap.assignment is not None:
-            readings = detection_channels(self._tap.assignment)
+            if self._rehearsal is not None and pruner.rehearses:
+                readings = self._rehearsal.readings(self._tap, self._spoilt)
+            else:
+                readings = detection_channels(self._tap.assignment)
             sound = evidence.sound(self._tap.assignment, self.loss)
             self._evidence.add(self._batch_ids, readings.masked_fill(~sound[:, None], torch.nan), self._views)
         if self.taken is not None:  # upstream steps before it says that the batch has ended
@@ -272,8 +287,10 @@ class AdaPruneMixin(Resumable):
 
     def _close_epoch(self, pruner: Pruner) -> None:
         if (seen := self._evidence.collect()) is not None:
-            pruner.observe(*seen)
-        distributed.add_up(pruner.record.totals, self.device)
+            ids, values, views = seen
+            true, rehearsed = np.split(values, [len(FEATURES)], 1) if pruner.rehearses else (values, None)
+            pruner.observe(ids, true, views, rehearsed=rehearsed)
+        distributed.add_up(pruner.totals, self.device)
         iou, probability = fit(pruner.record.means())
         works = min(iou, probability) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.

@@ -24,10 +24,10 @@ from scipy.special import gammaln, logsumexp
 
 from yolo_adapruner.core.signal import channel_surprise, surprise
 from yolo_adapruner.engine.channels import CHANNELS
+from yolo_adapruner.engine.judge import Verdict, judge
+from yolo_adapruner.engine.readings import OBJECT
 from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
-from yolo_adapruner.study.judge import Verdict, judge
 from yolo_adapruner.study.planted import auroc
-from yolo_adapruner.study.readings import OBJECT
 from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, LABEL_KINDS
 
 Array = NDArray[np.float64]

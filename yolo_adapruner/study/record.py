@@ -27,11 +27,12 @@ from yolo_adapruner.engine.channels import CHANNELS, detection_channels
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.heads import TASKS
 from yolo_adapruner.engine.losses import Assignment, LossTap
+from yolo_adapruner.engine.owners import Accounts
+from yolo_adapruner.engine.readings import EXTRA, OBJECT, TOP, objects, unexplained
+from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal, features
 from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, ConfigError
-from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP, objects, unexplained
-from yolo_adapruner.study.rehearse import FEATURES, Rehearsal, features
-from yolo_adapruner.study.source import Labels, split_files
+from yolo_adapruner.study.source import split_files
 from yolo_adapruner.study.truth import CLEAN, Truth, load_truth
 
 RECIPE: dict[str, Any] = {
@@ -111,10 +112,7 @@ class Recorder(AdaPruneTrainer):
         self._watch = LossTap(model.criterion)
         self._rehearsal: Rehearsal | None = None
         if self.rehearse:
-            head = getattr(model.criterion, "one2many", model.criterion)
-            own = [self.labels[path] for path in self.paths]
-            true = [Labels(cls[:, 0].astype(np.int64), _corners(box)) for cls, box in own]
-            self._rehearsal = head.assigner = Rehearsal(head.assigner, true, self.data["nc"], self.args.seed)
+            self._rehearsal = Rehearsal.of(self.train_loader.dataset, self._number, self.data["nc"], self.args.seed)
 
     def run_callbacks(self, event: str) -> None:
         """Keep the books of the epoch, then do as before."""
@@ -124,8 +122,8 @@ class Recorder(AdaPruneTrainer):
         elif event == "on_train_batch_end" and self._watch.assignment is not None:
             self._sheet.add(self._watch.assignment, self._in_batch, *self._labels_in_batch)
             if self._rehearsal is not None:
-                size = (self.args.imgsz, self.args.imgsz)
-                self._sheet.rehearsed[np.asarray(self._in_batch)] = self._rehearsal.spoilt(self._in_batch, size)
+                readings = self._rehearsal.readings(self._watch, self._spoilt).cpu().numpy()
+                self._sheet.rehearsed[np.asarray(self._in_batch)] = readings[:, len(FEATURES) :]
             self._watch.clear()
         elif event == "on_train_epoch_end":
             self._watch.watching = False
@@ -139,6 +137,10 @@ class Recorder(AdaPruneTrainer):
         self._labels_in_batch = batch["batch_idx"], ((batch["cls"] - cls) * _ROWS).round()[:, 0]
         batch["cls"] = cls
         self._in_batch = [self._number[images.identity(f)] for f in batch["im_file"]]
+        if self._rehearsal is not None:
+            whole = np.ones(len(self._in_batch), np.float32)
+            alone = Accounts(np.asarray(self._in_batch), whole, whole, None)
+            self._spoilt = self._rehearsal.spoil(batch, tuple(batch["img"].shape[2:]), alone)
         return batch
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:

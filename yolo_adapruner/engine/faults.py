@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.data.boxes import covered, iou
-from yolo_adapruner.study.source import Labels
+from yolo_adapruner.data.labels import Labels
 
 SHIFT = (0.2, 0.6)
 """How far a shifted box goes, as a share of its own width and height."""
@@ -24,6 +24,7 @@ COVER = 0.05
 _TRIES = 400  # draws for a free place
 _DONORS = 20
 _SAME = 0.5  # IoU from which on two boxes are the same
+_LEAST_SEEN = 0.1  # of a box, where an image is cut; Ultralytics' own limit
 _LEFT_RIGHT = 1 / 3  # share of a shuffled image's boxes that may be right by chance
 
 
@@ -35,21 +36,54 @@ class Peers:
         labels: true labels of the set's images.
         classes: number of classes.
         part: share of an image's boxes that go (missing) or come (spurious), in (0, 1].
+        frame: width and height that the labels to spoil are shares of, as shares of a whole image: less than 1 where a
+            part of an image stands for it, as in a mosaic.
     """
 
     labels: Sequence[Labels]
     classes: int
     part: float = 0.5
+    frame: tuple[float, float] = (1.0, 1.0)
 
     @cached_property
     def every(self) -> Labels:
         """The labels of all images as one."""
         return Labels.joined(self.labels)
 
+    @cached_property
+    def _donors(self) -> tuple[list[int], dict[int, int]]:
+        """Images with labels, in order, and the place among them by the identity of an image's labels."""
+        rows = [i for i, own in enumerate(self.labels) if len(own)]
+        return rows, {id(self.labels[row]): place for place, row in enumerate(rows)}
+
+    def within(self, frame: tuple[float, float]) -> Peers:
+        """Return the same for labels that are shares of a part of an image."""
+        if frame == self.frame:
+            return self
+        other = replace(self, frame=frame)
+        other.__dict__.update({name: getattr(self, name) for name in ("every", "_donors")})
+        return other
+
     def draw(self, rng: np.random.Generator) -> tuple[int, NDArray[np.float64]]:
         """Return class and size (2,) of one of the set's own boxes."""
         row = int(rng.integers(len(self.every)))
-        return int(self.every.classes[row]), self.every.boxes[row, 2:] - self.every.boxes[row, :2]
+        size = self.every.boxes[row, 2:] - self.every.boxes[row, :2]
+        return int(self.every.classes[row]), np.minimum(size / self.frame, 1)
+
+    def donor(self, labels: Labels, rng: np.random.Generator) -> Labels | None:
+        """Return the labels of another image that has some, or None where there is none.
+
+        Where the frame is a part of an image, what lies in such a part of the other one, at a drawn place; perhaps
+        nothing.
+        """
+        rows, places = self._donors
+        own = places.get(id(labels))
+        others = len(rows) - (own is not None)
+        if not others:
+            return None
+        place = int(rng.integers(others))
+        donor = self.labels[rows[place + (own is not None and place >= own)]]
+        return donor if self.frame == (1, 1) else _window(donor, self.frame, rng)
 
     def count(self, boxes: int) -> int:
         """Return `part` of a number of boxes, halves up, at least one."""
@@ -120,9 +154,12 @@ def shuffled(labels: Labels, rng: np.random.Generator, peers: Peers) -> Labels |
     if not len(labels):
         return None
     best: tuple[float, Labels] | None = None
-    donors = [i for i, other in enumerate(peers.labels) if len(other) and other is not labels]
-    for attempt in range(2 * _DONORS if donors else 0):
-        donor = peers.labels[donors[int(rng.integers(len(donors)))]]
+    for attempt in range(2 * _DONORS):
+        donor = peers.donor(labels, rng)
+        if donor is None:
+            break
+        if not len(donor):
+            continue
         other = donor if attempt < _DONORS else _redrawn(len(donor), rng, peers)
         right = _share_right(other, labels)
         if best is None or right < best[0]:
@@ -130,6 +167,16 @@ def shuffled(labels: Labels, rng: np.random.Generator, peers: Peers) -> Labels |
         if right <= _LEFT_RIGHT:
             return other
     return best[1] if best and best[0] < 1 else None
+
+
+def _window(labels: Labels, frame: tuple[float, float], rng: np.random.Generator) -> Labels:
+    """What of an image's labels lies in a part of it at a drawn place, as shares of that part."""
+    size = np.array(frame)
+    low = rng.uniform(0, 1, 2) * (1 - size)
+    boxes = labels.boxes.clip(np.tile(low, 2), np.tile(low + size, 2))
+    whole = (labels.boxes[:, 2:] - labels.boxes[:, :2]).prod(1)
+    seen = (boxes[:, 2:] - boxes[:, :2]).prod(1) > _LEAST_SEEN * whole
+    return Labels(labels.classes[seen], (boxes[seen] - np.tile(low, 2)) / np.tile(size, 2))
 
 
 def _redrawn(count: int, rng: np.random.Generator, peers: Peers) -> Labels:

@@ -1,0 +1,109 @@
+"""What a judge that learns from rehearsed faults says of each sample, kept over epochs.
+
+Every epoch the judge is taught anew: from the readings of the samples as they are, and from those under a fault that
+was planted in each of them on purpose. It answers with log odds, whose mean over epochs becomes the signal. How it
+learns is the judge's own business; this module knows no learner, no detector and no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Judge(Protocol):
+    """Learns from one epoch and judges its samples."""
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Names of the faults it tells apart, K."""
+
+    def __call__(
+        self, readings: NDArray[np.float64], rehearsed: NDArray[np.float64], evidence: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        """Return what it says of each sample, (N, 1 + K), or None where there is too little to learn from.
+
+        The first column are the log odds that a sample's labels are wrong, the others the log-probability of each kind
+        if they are; NaN where a sample was not seen.
+
+        Args:
+            readings: of the samples as they are, (N, R), NaN where there is none.
+            rehearsed: of the samples under their faults, (N, R), rows of NaN where one carries none.
+            evidence: how much of each sample its readings rest on, (N,) in [0, 1]; 0 where it was not seen.
+        """
+
+
+class Suspicion:
+    """The mean over epochs of what a judge says of N samples; an epoch counts by its evidence.
+
+    Args:
+        n: number of samples.
+        judge: None where there is none; then nothing is ever known.
+    """
+
+    def __init__(self, n: int, judge: Judge | None) -> None:
+        self.judge = judge
+        self._sum = np.zeros((n, 1 + len(judge.kinds) if judge is not None else 0))
+        self._weight = np.zeros(n)
+
+    def learn(
+        self, readings: NDArray[np.float64], rehearsed: NDArray[np.float64], evidence: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        """Take an epoch and return the signal of this epoch alone, (N,), or None where nothing was learned.
+
+        Args: see `Judge`.
+        """
+        said = None if self.judge is None else self.judge(readings, rehearsed, evidence)
+        if said is None:
+            return None
+        known = np.asarray(np.isfinite(said).all(1))
+        weight = np.where(known, evidence, 0)
+        self._sum += np.where(known[:, None], said, 0) * weight[:, None]
+        self._weight += weight
+        return softplus(np.where(known, said[:, 0], np.nan))
+
+    @property
+    def log_odds(self) -> NDArray[np.float64]:
+        """Log odds that a sample's labels are wrong, (N,); NaN where nothing is known."""
+        return self._means()[:, 0] if self._sum.shape[1] else np.full(len(self._weight), np.nan)
+
+    @property
+    def kind(self) -> NDArray[np.str_]:
+        """The likeliest kind of fault, whether or not a sample is suspect, (N,); "" where nothing is known."""
+        if self.judge is None:
+            return np.full(len(self._weight), "")
+        names = np.array(self.judge.kinds)[self._sum[:, 1:].argmax(1)]
+        return np.where(self._weight > 0, names, "")
+
+    @property
+    def signal(self) -> NDArray[np.float64] | None:
+        """-log P(the labels are right), (N,) nats >= 0, NaN where nothing is known; None where it is of no sample."""
+        return softplus(self.log_odds) if (self._weight > 0).any() else None
+
+    def _means(self) -> NDArray[np.float64]:
+        seen = self._weight > 0
+        return np.where(seen[:, None], self._sum / np.where(seen, self._weight, 1)[:, None], np.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything an interrupted run needs to go on, as arrays."""
+        return {"sum": self._sum.copy(), "weight": self._weight.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it is of another judge.
+        """
+        found = np.array(state["sum"], np.float64)
+        if found.shape != self._sum.shape:
+            raise ValueError(f"Expected a judge's state of shape {self._sum.shape}, but got {found.shape}.")
+        self._sum, self._weight = found, np.array(state["weight"], np.float64)
+
+
+def softplus(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log(1 + exp(log odds)), which is -log of the probability against, without overflow."""
+    # As numpy's logaddexp, which warns of NaN.
+    return np.maximum(log_odds, 0) + np.log1p(np.exp(-np.abs(log_odds)))

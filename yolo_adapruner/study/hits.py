@@ -1,0 +1,302 @@
+"""How much of what a run drops was planted, cell by cell: sets x kinds of defect x shares x seeds, one JSON line each.
+
+    python -m yolo_adapruner.study.hits --set bccd/data.yaml --kind shifted missing --share 0.1 0.2 --seeds 0 1 2 \
+        --work runs/hits --out hits.jsonl model=yolo11n.yaml imgsz=192 epochs=30
+    python -m yolo_adapruner.study.hits --table hits.jsonl
+
+A cell plants one kind of defect (`defects.py`), trains with prune = the planted share, and holds the outcome against
+the truth. The set `digits` is the embedded one, drawn anew by the seed; its kind `own` means the faults it comes with.
+A cell whose line is in the file is not run again, and the set and the run folder of one that was cut off are taken up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_adapruner.config import key_values
+from yolo_adapruner.core.signal import surprise
+from yolo_adapruner.data.export import MANIFEST, Outcome, read
+from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
+from yolo_adapruner.study.planted import auroc
+from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, KINDS, LABEL_KINDS, Truth, load_truth
+
+RECIPE: dict[str, Any] = {
+    "model": "yolo11n.yaml",
+    "imgsz": 160,
+    "epochs": 30,
+    "batch": 8,
+    "nbs": 8,
+    "mosaic": 0.0,
+    "scale": 0.25,
+    "warmup_epochs": 1.0,
+    "plots": False,
+    "verbose": False,
+}
+"""Settings of a cell's run; `key=value` words win over them."""
+DIGITS, OWN = "digits", "own"
+_CHANNELS = ("localisation", "classification", "presence", "missing")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        data: the clean set: a data file, or `digits`.
+        kind: what is planted: one of `truth.KINDS`, or `own`.
+        share: of the training images, planted and pruned.
+        seed: of the set, the defects and the run.
+        settings: over `RECIPE`, as sorted `key=value` words.
+    """
+
+    data: str
+    kind: str
+    share: float
+    seed: int
+    settings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """A folder's name for its run."""
+        words = "".join(f"-{word}" for word in self.settings).replace("/", "_")
+        return f"{_set_name(self.data)}-{self.kind}-{self.share:g}-s{self.seed}{words}"
+
+    def key(self) -> str:
+        """The cell as one word, the same in any session and wherever the set lies."""
+        return json.dumps([_set_name(self.data), self.kind, self.share, self.seed, *self.settings])
+
+
+def cells(
+    sets: Sequence[str], kinds: Sequence[str], shares: Sequence[float], seeds: Sequence[int], words: Sequence[str]
+) -> Iterator[Cell]:
+    """Yield every cell of a grid, seed by seed, so that a grid cut off has all sets and kinds.
+
+    Raises:
+        ConfigError: a kind is not known, or `own` is asked of a set that has none.
+    """
+    key_values(words)
+    if unknown := sorted(set(kinds) - {*KINDS, OWN}):
+        raise ConfigError(f"Expected kinds among {', '.join((*KINDS, OWN))}, but got {', '.join(unknown)}.")
+    if OWN in kinds and set(sets) != {DIGITS}:
+        raise ConfigError(f"Expected a kind to plant, but only the set {DIGITS} has faults of its {OWN}: name a kind.")
+    for seed in seeds:
+        for share in shares:
+            for data in sets:
+                for kind in kinds:
+                    yield Cell(data, kind, share, seed, tuple(sorted(words)))
+
+
+def run(cell: Cell, work: Path) -> dict[str, Any]:
+    """Run a cell and return its line; what `work` holds of it already is taken up.
+
+    Raises:
+        ConfigError, DataError, RunError: see their lines.
+    """
+    from yolo_adapruner.api import prune
+    from yolo_adapruner.engine.run import resume
+
+    data = _planted(cell, work / "sets")
+    folder = (work / "runs" / cell.name).absolute()
+    settings = {**RECIPE, **key_values(cell.settings)}
+    if not _finished(folder):
+        if (folder / "adaprune.yaml").is_file():
+            resume(folder)
+        else:
+            prune(
+                "yolov3-tiny",
+                data=data,
+                prune=cell.share,
+                seed=cell.seed,
+                project=str(folder.parent),
+                name=folder.name,
+                **settings,
+            )
+    manifest, outcome = read(folder)
+    facts = {key: manifest[key] for key in ("seconds", "hardware", "versions")}
+    metric = manifest["best_validation"].get("metrics/mAP50-95(B)")
+    return {
+        "cell": cell.key(),
+        **asdict(cell),
+        "data": _set_name(cell.data),
+        **figures(outcome, load_truth(data.parent)),
+        "validation": metric,
+        **facts,
+    }
+
+
+def figures(outcome: Outcome, truth: Mapping[str, Truth]) -> dict[str, Any]:
+    """Return what a selection did to what was planted.
+
+    - auroc: of the logit for "this image has the planted defect" against the clean ones; signal, suspicion and
+      channels say the same of the mask's signal, the judge's log odds, and the surprise of the four mean channels.
+      In a set with wrong labels these are what was planted, whatever else there is. Of copies alone every copy is a
+      positive, and its original neither that nor a clean image.
+    - hits: share of the planted among the dropped.
+    - named: truth -> the reason and the kind that its dropped images were given -> how many.
+    - groups, one_kept, none_kept: groups of copies, those of which exactly one and none was kept.
+    """
+    known = [truth.get(Path(path).as_posix(), Truth(CLEAN)) for path in outcome.paths]
+    kinds = np.array([t.kind for t in known])
+    groups = np.array([t.group for t in known])
+    planted = np.isin(kinds, LABEL_KINDS)
+    copies = ~planted.any()
+    if copies:
+        planted = np.isin(kinds, COPY_KINDS)
+    original = copies & ~planted & (groups != "")
+    columns = outcome.columns
+    scores = {"auroc": -columns["logit"], "signal": columns["signal"]}
+    if "suspicion" in columns:
+        scores["suspicion"] = columns["suspicion"]
+    scores["channels"] = surprise(np.column_stack([columns[name] for name in _CHANNELS]))
+    dropped = ~outcome.kept
+    found: dict[str, Any] = {"images": len(kinds), "planted": int(planted.sum()), "dropped": int(dropped.sum())}
+    for name, values in scores.items():
+        judged = np.isfinite(values) & ~original
+        found[name] = _rounded(auroc(values[judged], planted[judged]))
+    found["hits"] = _rounded(float(planted[dropped].mean()) if dropped.any() else float("nan"))
+    return {**found, "named": _named(outcome, kinds), **_groups(outcome.kept, groups)}
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the lines in Markdown: a row a set, recipe, share and kind, the mean over seeds."""
+    rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        key = (line["data"], " ".join(line["settings"]), line["share"], line["kind"])
+        rows.setdefault(key, []).append(line)
+    columns = ("auroc", "suspicion", "channels", "hits", "validation")
+    text = [f"| set | settings | share | planted | seeds | {' | '.join(columns)} |", "|" + "---|" * (5 + len(columns))]
+    for (data, settings, share, kind), found in sorted(rows.items()):
+        means = [_mean([line.get(name) for line in found]) for name in columns]
+        text.append(f"| {data} | {settings} | {share:g} | {kind} | {len(found)} | {' | '.join(means)} |")
+    return "\n".join([*text, "", confusion(lines)])
+
+
+def confusion(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the dropped images were said to be against what they are, in Markdown, summed over lines."""
+    total: dict[str, Counter[str]] = {}
+    for line in lines:
+        for truth, said in line["named"].items():
+            total.setdefault(truth, Counter()).update(said)
+    columns = sorted({said for counts in total.values() for said in counts})
+    text = [f"| dropped, in truth | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    text += [f"| {truth} | {' | '.join(str(counts[c]) for c in columns)} |" for truth, counts in sorted(total.items())]
+    return "\n".join(text)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the finished cells of a file, the last line of each; a line cut off by a kill is left out.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    except OSError as error:
+        raise DataError(f"Expected lines of finished cells in {file}, but: {error.strerror}.") from None
+    found = {}
+    for line in text.splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        found[content["cell"]] = content
+    return list(found.values())
+
+
+def _planted(cell: Cell, folder: Path) -> Path:
+    """The data file of a cell's set, made where it does not stand yet."""
+    from yolo_adapruner.data.digits import build
+    from yolo_adapruner.study.defects import plant
+
+    clean = cell.data
+    if cell.data == DIGITS and cell.kind == OWN:
+        return build(folder / f"digits-own-{cell.share:g}-s{cell.seed}", noise=cell.share, seed=cell.seed) / "data.yaml"
+    if cell.data == DIGITS:
+        root = build(folder / f"digits-clean-s{cell.seed}", noise=0, duplicates=0, seed=cell.seed)
+        clean = str(root / "data.yaml")
+    name = f"{_set_name(cell.data)}-{cell.kind}-{cell.share:g}-s{cell.seed}"
+    return plant(clean, folder / name, {cell.kind: cell.share}, seed=cell.seed)
+
+
+def _set_name(data: str) -> str:
+    return data if data == DIGITS else Path(data).resolve().parent.name
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return content.get("best_validation") is not None
+
+
+def _named(outcome: Outcome, kinds: NDArray[np.str_]) -> dict[str, dict[str, int]]:
+    blank = np.full(len(kinds), "")
+    reasons, named = outcome.columns.get("reason", blank), outcome.columns.get("kind", blank)
+    result: dict[str, Counter[str]] = {}
+    for row in np.flatnonzero(~outcome.kept):
+        reason, kind = str(reasons[row]), str(named[row])
+        said = f"{reason}: {kind}" if reason == "label suspect" else reason or kind
+        result.setdefault(str(kinds[row]), Counter())[said] += 1
+    return {truth: dict(counts) for truth, counts in result.items()}
+
+
+def _groups(kept: NDArray[np.bool_], groups: NDArray[np.str_]) -> dict[str, int]:
+    names = [name for name in np.unique(groups) if name]
+    left = [int(kept[groups == name].sum()) for name in names if (groups == name).sum() > 1]
+    return {"groups": len(left), "one_kept": left.count(1), "none_kept": left.count(0)}
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.3f}" if known else "–"
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if np.isfinite(value) else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a grid's missing cells, or print the table of a file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--set", nargs="+", default=[DIGITS], help=f"data files of clean sets, or {DIGITS}")
+    parser.add_argument("--kind", nargs="+", default=list(LABEL_KINDS), help=f"some of {', '.join((*KINDS, OWN))}")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.1], help="planted and pruned")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/hits"), help="folder of sets and runs")
+    parser.add_argument("--out", type=Path, default=Path("hits.jsonl"), help="a line a finished cell")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a file and run nothing")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the runs")
+    args = parser.parse_args(argv)
+    try:
+        if args.table:
+            print(table(read_lines(args.table)))
+            return 0
+        done = {line["cell"] for line in read_lines(args.out)}
+        for cell in cells(args.set, args.kind, args.share, args.seeds, args.settings):
+            if cell.key() in done:
+                continue
+            line = run(cell, args.work)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with args.out.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            print(*(f"{key} {line[key]}" for key in ("cell", "auroc", "hits")), flush=True)
+    except AdaPrunerError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
