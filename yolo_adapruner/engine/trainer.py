@@ -23,7 +23,7 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, state
+from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, shown, state
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
@@ -70,6 +70,7 @@ class AdaPruneMixin(Resumable):
         self.pruner: Pruner | None = None
         self._kept_dataset: Any = None
         self._entered: tuple[Stage, Any] | None = None
+        self._columns: dict[str, float] = {}
         super().__init__(cfg, overrides, _callbacks)
         runtime.use_all_cores(max(1, runtime.cores() // WORLD_SIZE))
         if RANK in {-1, 0}:
@@ -196,7 +197,12 @@ class AdaPruneMixin(Resumable):
                 self._open_epoch(self.pruner)
             elif event == "on_train_batch_end":
                 self._observe_batch(self.pruner)
-        super().run_callbacks(event)
+        if event != "on_fit_epoch_end":
+            super().run_callbacks(event)
+            return
+        with shown.to_loggers(self, self._columns):
+            super().run_callbacks(event)
+        self._columns = {}  # the last evaluation fires the same event, and is no epoch of the controller's
 
     def _open_epoch(self, pruner: Pruner) -> None:
         # Another loader in the same stage: upstream builds a new one when memory ran out.
