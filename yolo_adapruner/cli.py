@@ -106,10 +106,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
 
     export = commands.add_parser(
-        "export", help="write a finished run's files again, or cut other shares from its scores"
+        "export", help="write a finished run's files again, cut other shares from its scores, or hand it to other tools"
     )
     export.add_argument("folder", metavar="RUN", help="run folder")
     export.add_argument("--prune", type=float, nargs="+", default=[], metavar="SHARE", help="other shares to cut")
+    export.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        metavar="A,B",
+        help="yolo (default: pruned.yaml), coco, coco-all, cvat, labelstudio, fiftyone, cleanlab",
+    )
     export.set_defaults(run=_export)
     return parser
 
@@ -218,7 +225,11 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from yolo_adapruner.data.export import export
+    from yolo_adapruner.formats import YOLO, export_formats
 
-    for path in export(args.folder, args.prune):
-        print(path)
+    formats = [name.strip() for words in args.format for name in words.split(",")] or [YOLO]
+    for written in export_formats(args.folder, formats, args.prune):
+        for path in written.files:
+            print(path)
+        if written.note:
+            print(f"{PROGRAM}: {written.note}", file=sys.stderr)
