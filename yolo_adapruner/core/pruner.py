@@ -119,6 +119,17 @@ class Pruner:
             raise RuntimeError("observe() or close_epoch() before open_epoch()")
         return self._record
 
+    def carry(self, logits: NDArray[np.floating], seen: NDArray[np.floating]) -> None:
+        """Begin with what an earlier run learned, before the first epoch.
+
+        Args:
+            logits: (N,) to add to the common start, 0 being neutral (`warm.start_logits`); NaN for a new sample.
+            seen: (N,) whole views that they rest on, >= 0.
+        """
+        known = np.isfinite(logits)
+        self.mask.logits[known] += logits[known]
+        self.seen = np.where(known, seen, 0.0)
+
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
