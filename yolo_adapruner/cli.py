@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", epilog=settings, help="train a detector and prune its training set in one run")
     _add_run_arguments(train)
     train.add_argument("--prune", type=float, metavar="SHARE", help="share of the training images to remove, 0 to 0.95")
+    train.add_argument(
+        "--from", dest="start", metavar="RUN", help="begin with what this finished run found; new images begin neutral"
+    )
     train.add_argument("--resume", metavar="RUN", help="go on with the interrupted run in this folder")
     train.set_defaults(run=_train)
 
@@ -111,10 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
 
     export = commands.add_parser(
-        "export", help="write a finished run's files again, or cut other shares from its scores"
+        "export", help="write a finished run's files again, cut other shares from its scores, or hand it to other tools"
     )
     export.add_argument("folder", metavar="RUN", help="run folder")
     export.add_argument("--prune", type=float, nargs="+", default=[], metavar="SHARE", help="other shares to cut")
+    export.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        metavar="A,B",
+        help="yolo (default: pruned.yaml), coco, coco-all, cvat, labelstudio, fiftyone, cleanlab",
+    )
     export.set_defaults(run=_export)
     return parser
 
@@ -174,7 +184,7 @@ def _run_config(args: argparse.Namespace, share: float | None) -> Any:
     from yolo_adapruner.config import key_values, load
 
     flags = {k: getattr(args, k) for k in _FLAGS}
-    given = {k: v for k, v in {**flags, "prune": share}.items() if v is not None}
+    given = {k: v for k, v in {**flags, "start": getattr(args, "start", None), "prune": share}.items() if v is not None}
     return load(args.config, {**key_values(args.settings), **given})
 
 
@@ -199,6 +209,7 @@ def _refuse_beside_resume(args: argparse.Namespace) -> None:
     others = [args.config, *args.settings] + [
         f"--{name}" for name in (*_FLAGS, "prune") if getattr(args, name) is not None
     ]
+    others += ["--from"] if args.start is not None else []
     if given := [word for word in others if word is not None]:
         raise ConfigError(
             f"Expected --resume RUN alone, but got {' '.join(given)} as well: leave it out or start anew."
@@ -225,7 +236,11 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from yolo_adapruner.data.export import export
+    from yolo_adapruner.formats import YOLO, export_formats
 
-    for path in export(args.folder, args.prune):
-        print(path)
+    formats = [name.strip() for words in args.format for name in words.split(",")] or [YOLO]
+    for written in export_formats(args.folder, formats, args.prune):
+        for path in written.files:
+            print(path)
+        if written.note:
+            print(f"{PROGRAM}: {written.note}", file=sys.stderr)

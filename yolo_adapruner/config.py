@@ -104,6 +104,11 @@ class RunConfig(BaseModel):
     device: _Name | None = Field(None, description="Ultralytics' device: cpu, 0, mps, or 0,1; none picks one.")
     project: str = Field("runs/adaprune", description="Folder of run folders, relative to the working directory.")
     name: _Name | None = Field(None, description="Name of the run folder; numbered when taken.")
+    start: _Name | None = Field(
+        None,
+        description="Folder of a finished run whose scores this one begins with, image by image; new images begin "
+        "neutral.",
+    )
     augmentations: list[dict[str, dict[str, Any]]] | None = Field(
         None,
         description="Albumentations' transforms by name and arguments, in order; [] for none. Left out, Ultralytics "

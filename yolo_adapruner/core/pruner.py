@@ -148,6 +148,17 @@ class Pruner:
         """Whether this epoch's judge wants readings of samples under faults."""
         return self.suspicion.judge is not None and self.stage is Stage.JOINT
 
+    def carry(self, logits: NDArray[np.floating], seen: NDArray[np.floating]) -> None:
+        """Begin with what an earlier run learned, before the first epoch.
+
+        Args:
+            logits: (N,) to add to the common start, 0 being neutral (`warm.start_logits`); NaN for a new sample.
+            seen: (N,) whole views that they rest on, >= 0.
+        """
+        known = np.isfinite(logits)
+        self.mask.logits[known] += logits[known]
+        self.seen = np.where(known, seen, 0.0)
+
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.readings if self.rehearses else self.channels)

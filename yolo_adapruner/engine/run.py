@@ -20,7 +20,7 @@ from yolo_adapruner import config as run_config
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import MANIFEST
-from yolo_adapruner.engine import state
+from yolo_adapruner.engine import state, warmstart
 from yolo_adapruner.engine.heads import TASKS
 from yolo_adapruner.engine.names import resolve_data, ultralytics_args
 from yolo_adapruner.engine.state import RUN_CONFIG
@@ -66,11 +66,14 @@ def train(config: RunConfig, *, save_dir: Path | None = None) -> RunResult:
         ConfigError, DataError, RunError: see their lines.
     """
     overrides = ultralytics_args(config)
+    start = warmstart.absolute(config.start)
+    if start is not None and config.prune.share:
+        warmstart.load(start, overrides["task"], config.prune)  # what is wrong with it is said before anything is made
     if save_dir is not None:
         overrides["save_dir"] = str(save_dir)
     with _run_folder(overrides) as folder, one_line_errors(config.data):
         notes = {RUN_CONFIG: _run_config_text(config, overrides)}
-        kind = trainer_for(overrides["task"]).configured(config.prune, notes)
+        kind = trainer_for(overrides["task"]).configured(config.prune, notes, start)
         return _finish(kind(overrides={**overrides, "save_dir": str(folder)}))
 
 
@@ -176,7 +179,8 @@ def _run_config_text(config: RunConfig, args: Mapping[str, Any]) -> str:
     """Return the config as YAML, the user's own files by absolute path, so that it means the same in any folder."""
     content = config.model_dump()
     content |= {key: args[key] for key in ("model", "data") if Path(content[key]).exists()} | {
-        "project": args["project"]
+        "project": args["project"],
+        "start": None if config.start is None else str(warmstart.absolute(config.start)),
     }
     content = json.loads(json.dumps(content, default=str))  # a Python caller may have set what YAML has no word for
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -22,7 +22,7 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, state
+from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, shown, state, warmstart
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.judge import FaultJudge
@@ -48,6 +48,7 @@ class AdaPruneMixin(Resumable):
         notes: texts to leave in the run folder, by file name; part of the class like the settings, because launched
             processes are handed the class and begin with an empty folder.
         task: what it trains for, a key of `heads.TASKS`; one for the class.
+        start: run folder whose logits this run begins with, or None; part of the class like the settings.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
 
@@ -57,11 +58,14 @@ class AdaPruneMixin(Resumable):
     prune_config: ClassVar[PruneConfig] = PruneConfig()
     notes: ClassVar[Mapping[str, str]] = {}
     task: ClassVar[str] = "detect"
+    start: ClassVar[Path | None] = None
 
     @classmethod
-    def configured(cls, config: PruneConfig, notes: Mapping[str, str] | None = None) -> type[Self]:
+    def configured(
+        cls, config: PruneConfig, notes: Mapping[str, str] | None = None, start: Path | None = None
+    ) -> type[Self]:
         """Return this trainer with other settings, as a class of the same name that Ultralytics can be handed."""
-        own = {"prune_config": config, "notes": notes or {}}
+        own = {"prune_config": config, "notes": notes or {}, "start": start}
         return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
     def __init__(
@@ -71,6 +75,8 @@ class AdaPruneMixin(Resumable):
         self.pruner: Pruner | None = None
         self._kept_dataset: Any = None
         self._entered: tuple[Stage, Any] | None = None
+        self._columns: dict[str, float] = {}
+        self._started: dict[str, Any] | None = None
         super().__init__(cfg, overrides, _callbacks)
         runtime.use_all_cores(max(1, runtime.cores() // WORLD_SIZE))
         if RANK in {-1, 0}:
@@ -131,6 +137,9 @@ class AdaPruneMixin(Resumable):
                 f"the first: {self.skipped[0]}"
             )
         self._set_up_mask()
+        if self.pruner is not None:
+            self._label_prints = warmstart.label_prints(train_set, self.paths)
+            self._start_warm(self.pruner)
         self.take_up()
 
     def _set_up_mask(self) -> None:
@@ -170,6 +179,16 @@ class AdaPruneMixin(Resumable):
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
 
+    def _start_warm(self, pruner: Pruner) -> None:
+        if self.start is None or self.resume:
+            return
+        logits, seen, counts = warmstart.carry(
+            self.start, self.task, self.prune_config, self.paths, self._label_prints, self.data["names"]
+        )
+        pruner.carry(logits, seen)
+        self._started = warmstart.as_words(counts)
+        LOGGER.info(counts.line())
+
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Return the kept images once the mask is decided, and before that all, each sample with its sources."""
         if mode == "train" and self._kept_dataset is not None:
@@ -203,7 +222,12 @@ class AdaPruneMixin(Resumable):
                 self._open_epoch(self.pruner)
             elif event == "on_train_batch_end":
                 self._observe_batch(self.pruner)
-        super().run_callbacks(event)
+        if event != "on_fit_epoch_end":
+            super().run_callbacks(event)
+            return
+        with shown.to_loggers(self, self._columns):
+            super().run_callbacks(event)
+        self._columns = {}  # the last evaluation fires the same event, and is no epoch of the controller's
 
     def _open_epoch(self, pruner: Pruner) -> None:
         # Another loader in the same stage: upstream builds a new one when memory ran out.
@@ -312,12 +336,13 @@ class AdaPruneMixin(Resumable):
         """Return the pruner's state and the stage that this epoch's loader was made for."""
         if self.pruner is None or self._entered is None:
             return None
-        return {"pruner": self.pruner.state_dict(), "entered": int(self._entered[0])}
+        return {"pruner": self.pruner.state_dict(), "entered": int(self._entered[0]), "start": self._started}
 
     def take_up_mask(self, mask: dict[str, Any]) -> None:
         """Give the pruner the state it had."""
         if self.pruner is not None:
             self.pruner.load_state_dict(mask["pruner"])
+            self._started = mask.get("start")
 
     def enter_again(self, mask: Mapping[str, Any]) -> None:
         """Make the loader of the stage that the saved epoch ran in; `_open_epoch` then finds whether another begins."""
@@ -349,6 +374,8 @@ class AdaPruneMixin(Resumable):
         if RANK in {-1, 0}:
             metrics = {k: float(v) for k, v in (self.metrics or {}).items() if isinstance(v, (int, float))}
             self._export(metrics)
+            if self.pruner is not None:
+                warmstart.write_prints(Path(self.save_dir), self.paths, self._label_prints)
 
     def _export(self, metrics: dict[str, float] | None) -> None:
         outcome = export.Outcome.of(self.pruner, self.paths, self.boxes, CHANNELS, self.prune_config.share)
@@ -359,6 +386,7 @@ class AdaPruneMixin(Resumable):
             "prune": self.prune_config.model_dump(),
             "train": {k: v for k, v in vars(self.args).items() if k != "save_dir"},
             "skipped": self.skipped,
+            "start": self._started,
             "best_validation": metrics,
             "seconds": round(time.time() - self.train_time_start, 1),
             "updates": self.updates,

@@ -7,11 +7,13 @@ defects are planted from stays as it was found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.errors import DataError
@@ -33,6 +35,22 @@ _SUFFIXES = {
     ".webp",
 }
 _SLACK = 0.01  # Ultralytics takes coordinates that leave the image by as much
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """What an image's label file says, boxes and the shapes that they were made from.
+
+    Attributes:
+        labels: classes and boxes, n of them.
+        outlines: n polygons, (points, 2) float64 x y as shares of the image; None for what was labelled as a box.
+        keypoints: (n, k, 3) float64: x and y as shares of the image, and 0 not labelled, 1 hidden, 2 seen; None where
+            the set has none.
+    """
+
+    labels: Labels
+    outlines: Sequence[NDArray[np.float64] | None]
+    keypoints: NDArray[np.float64] | None
 
 
 def names(data: Mapping[str, Any]) -> dict[int, str]:
@@ -81,29 +99,59 @@ def read_labels(file: Path, classes: int) -> Labels:
     Raises:
         DataError: the file says something Ultralytics would leave the image out for.
     """
+    return read_shapes(file, classes).labels
+
+
+def read_shapes(file: Path, classes: int, keypoints: tuple[int, int] | None = None) -> Shapes:
+    """Return an image's labels with the polygons or keypoints they have; nothing where there is no file.
+
+    Args:
+        file: the label file.
+        classes: number of classes.
+        keypoints: a data file's `kpt_shape`: keypoints an object, and 2 or 3 numbers each; None where it has none.
+
+    Raises:
+        DataError: the file says something Ultralytics would leave the image out for.
+    """
+    count = 0 if keypoints is None else keypoints[0] * keypoints[1]
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
-        rows = np.array([_row(line.split()) for line in lines if line.strip()], float).reshape(-1, 5)
+        parsed = [_row(line.split(), count) for line in lines if line.strip()]
+        rows = np.array([row for row, _ in parsed], float).reshape(-1, 5)
     except (OSError, ValueError) as error:
         raise DataError(f"Expected lines of class x y w h in {file}, but: {error}.") from None
-    rows = rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]
+    once = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+    rows, rest = rows[once], [parsed[i][1] for i in once]
     inside = np.isfinite(rows).all() and (rows[:, 1:] <= 1 + _SLACK).all() and (rows[:, 1:] >= -_SLACK).all()
     if not inside or (rows[:, 0] % 1 != 0).any() or (rows[:, 0] < 0).any() or (rows[:, 0] >= classes).any():
         raise DataError(f"Expected classes 0 to {classes - 1} and shares of the image in {file}: mend or remove it.")
     half = rows[:, 3:] / 2
     boxes = np.column_stack([rows[:, 1:3] - half, rows[:, 1:3] + half])
-    return Labels(rows[:, 0].astype(np.int64), boxes.clip(0, 1))
+    labels = Labels(rows[:, 0].astype(np.int64), boxes.clip(0, 1))
+    if keypoints is None:
+        return Shapes(labels, [points.reshape(-1, 2) if len(points) else None for points in rest], None)
+    return Shapes(labels, [None] * len(labels), _keypoints(np.array(rest, float).reshape(len(labels), *keypoints)))
 
 
-def _row(words: Sequence[str]) -> list[float]:
+def _row(words: Sequence[str], extra: int = 0) -> tuple[list[float], NDArray[np.float64]]:
+    """A line's class and box, and what else it says: the polygon behind the box, or `extra` numbers of keypoints."""
     numbers = [float(word) for word in words]
-    if len(numbers) > 6 and len(numbers) % 2:
-        points = np.array(numbers[1:]).reshape(-1, 2)
-        low, high = points.min(0), points.max(0)
-        return [numbers[0], *((low + high) / 2), *(high - low)]
-    if len(numbers) != 5:
+    if len(numbers) == 5 + extra:
+        return numbers[:5], np.array(numbers[5:])
+    if extra or len(numbers) <= 6 or not len(numbers) % 2:
         raise ValueError(f"a line has {len(numbers)} numbers")
-    return numbers
+    outline = np.array(numbers[1:])
+    points = outline.reshape(-1, 2)
+    low, high = points.min(0), points.max(0)
+    return [numbers[0], *((low + high) / 2), *(high - low)], outline
+
+
+def _keypoints(given: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keypoints with their visibility; where a set does not say it, a point at 0 0 is none, as Ultralytics has it."""
+    if given.shape[2] == 3:
+        return given
+    seen = np.where((given != 0).any(2), 2.0, 0.0)
+    return np.concatenate([given, seen[..., None]], axis=2)
 
 
 def read_split(where: str | Sequence[str], classes: int) -> tuple[list[Path], list[Labels], list[str]]:
