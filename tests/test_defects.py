@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from tests.helpers import build_set, label_of, picture, training_images, write_data
 from yolo_adapruner.data.boxes import covered, iou
+from yolo_adapruner.data.source import EMPTY, Labels, label_file, read_labels, split_files
 from yolo_adapruner.errors import ConfigError, DataError
 from yolo_adapruner.study import duplicates
 from yolo_adapruner.study.defects import main, plant
 from yolo_adapruner.study.faults import COVER, FAULTS, Peers
-from yolo_adapruner.study.source import EMPTY, Labels, label_file, read_labels, split_files
 from yolo_adapruner.study.truth import COPY_KINDS, KINDS, LABEL_KINDS, load_truth
 
 

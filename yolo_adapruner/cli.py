@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="RUN", help="run folder")
     export.add_argument("--prune", type=float, nargs="+", default=[], metavar="SHARE", help="other shares to cut")
     export.set_defaults(run=_export)
+
+    report = commands.add_parser("report", help="write a finished run's report.html: verdict, gallery, charts")
+    report.add_argument("folder", metavar="RUN", help="run folder")
+    report.add_argument("--compare", metavar="FOLDER", help="folder of a finished comparison to take the verdict from")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -174,7 +179,8 @@ def _run_config(args: argparse.Namespace, share: float | None) -> Any:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from yolo_adapruner.study.summary import run_summary
+    from yolo_adapruner.study.closing import report_run
+    from yolo_adapruner.study.terminal import show_run
 
     if args.resume is not None:
         _refuse_beside_resume(args)
@@ -186,7 +192,8 @@ def _train(args: argparse.Namespace) -> None:
         from yolo_adapruner.engine.run import train
 
         result = train(config)
-    print(run_summary(result))
+    report_run(result.folder)
+    show_run(result)
 
 
 def _refuse_beside_resume(args: argparse.Namespace) -> None:
@@ -203,6 +210,7 @@ def _refuse_beside_resume(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
     from yolo_adapruner.study.compare import compare
+    from yolo_adapruner.study.terminal import show_comparison
 
     result = compare(
         config,
@@ -213,8 +221,7 @@ def _compare(args: argparse.Namespace) -> None:
         kept=args.kept,
         margin=args.margin,
     )
-    print(result.report())
-    print(f"\nsaved in {result.folder}")
+    show_comparison(result)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -222,3 +229,9 @@ def _export(args: argparse.Namespace) -> None:
 
     for path in export(args.folder, args.prune):
         print(path)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from yolo_adapruner.report import write
+
+    print(write(args.folder, args.compare))

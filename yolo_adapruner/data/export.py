@@ -185,9 +185,12 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
 
 def scores_table(outcome: Outcome) -> pl.DataFrame:
     """Return the table behind scores.csv: a row an image, sorted by path."""
-    # A file name may hold bytes that are no UTF-8. CSV and Parquet cannot, so they show them as \xe9.
-    paths = [p.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for p in outcome.paths]
-    return pl.DataFrame({"path": paths, "kept": outcome.kept, **outcome.columns})
+    return pl.DataFrame({"path": list(map(shown, outcome.paths)), "kept": outcome.kept, **outcome.columns})
+
+
+def shown(path: str) -> str:
+    r"""Return a path as text. A file name may hold bytes that are no UTF-8; CSV cannot, so they are shown as \xe9."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def hash_paths(paths: Sequence[str]) -> str:

@@ -36,10 +36,10 @@ import numpy as np
 import yaml
 
 from yolo_adapruner.data.digits import digest
+from yolo_adapruner.data.source import Labels, label_file, names, read_split, split_files
 from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
 from yolo_adapruner.study import duplicates
 from yolo_adapruner.study.faults import FAULTS, Peers
-from yolo_adapruner.study.source import Labels, label_file, names, read_split, split_files
 from yolo_adapruner.study.truth import CLEAN, COLUMNS, COPY_KINDS, KINDS, LABEL_KINDS, TRUTH, Truth
 
 _FORMAT = 1  # raise it whenever the same arguments would give other bytes

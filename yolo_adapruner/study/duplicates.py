@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.data.source import EMPTY, Labels
 from yolo_adapruner.errors import DataError
-from yolo_adapruner.study.source import EMPTY, Labels
 
 CROP = 0.95
 """Side of a cropped near duplicate, as a share of the original's."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.data.boxes import covered, iou
-from yolo_adapruner.study.source import Labels
+from yolo_adapruner.data.source import Labels
 
 SHIFT = (0.2, 0.6)
 """How far a shifted box goes, as a share of its own width and height."""

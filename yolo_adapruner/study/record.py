@@ -22,6 +22,7 @@ import torch
 
 from yolo_adapruner.config import PruneConfig, key_values
 from yolo_adapruner.data.export import replace_file
+from yolo_adapruner.data.source import Labels, split_files
 from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels
 from yolo_adapruner.engine.detect import AdaPruneTrainer
@@ -31,7 +32,6 @@ from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, ConfigError
 from yolo_adapruner.study.readings import EXTRA, OBJECT, TOP, objects, unexplained
 from yolo_adapruner.study.rehearse import FEATURES, Rehearsal, features
-from yolo_adapruner.study.source import Labels, split_files
 from yolo_adapruner.study.truth import CLEAN, Truth, load_truth
 
 RECIPE: dict[str, Any] = {

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from yolo_adapruner.data.source import EMPTY, Labels
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels
 from yolo_adapruner.engine.losses import Assignment
 from yolo_adapruner.study.faults import FAULTS, Peers
 from yolo_adapruner.study.readings import OBJECT, objects, unexplained
-from yolo_adapruner.study.source import EMPTY, Labels
 
 FEATURES = (
     *CHANNELS,

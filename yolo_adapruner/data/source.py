@@ -105,15 +105,21 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_labels(file: Path, classes: int) -> Labels:
+def read_labels(file: Path, classes: int, *, keypoints: bool = False) -> Labels:
     """Return an image's labels; none where there is no file. Polygons become their boxes, equal rows count once.
+
+    Args:
+        file: the label file.
+        classes: number of classes; a row of another class is refused.
+        keypoints: what follows a box in a line are keypoints, and passed over.
 
     Raises:
         DataError: the file says something Ultralytics would leave the image out for.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
-        rows = np.array([_row(line.split()) for line in lines if line.strip()], float).reshape(-1, 5)
+        words = [line.split()[: 5 if keypoints else None] for line in lines if line.strip()]
+        rows = np.array([_row(line) for line in words], float).reshape(-1, 5)
     except (OSError, ValueError) as error:
         raise DataError(f"Expected lines of class x y w h in {file}, but: {error}.") from None
     rows = rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]
