@@ -433,7 +433,7 @@ def test_a_resumed_run_with_areas_ends_as_one_that_was_not_interrupted_bit_for_b
         assert_same(second, whole)
 
 
-@pytest.mark.parametrize("lost", ["seen", "moments"])
+@pytest.mark.parametrize("lost", ["seen", "moments", "trace"])
 def test_a_state_that_lacks_a_part_is_refused_before_anything_is_taken_over(lost):
     state = pruner_of(10, 30).state_dict()
     state["logits"] += 1
@@ -460,6 +460,20 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted_bit_for_bit(warmup, 
         assert_same(resumed, whole)
     for state, copy in zip(states, copies, strict=True):  # no run reached into a state it gave or was given
         assert_equal(state, copy)
+
+
+def test_the_weights_of_each_joint_epoch_are_noted_in_a_byte_each_at_the_scale_the_epoch_ran_under():
+    pruner, noted = pruner_of(200, 20, joint=0.5, warmup=4), []
+    for epoch in range(20):
+        s = pruner.state.s
+        run_with_metrics(pruner, epoch, epoch + 1, 0)
+        if 4 <= epoch < 14 - 1:  # the last joint epoch goes back to the best mask
+            noted.append(np.rint(255 * pruner.mask.weights(s)).astype(np.uint8))
+    epochs, weights = pruner.history
+    assert epochs.tolist() == list(range(5, 15))
+    assert (weights.dtype, weights.shape) == (np.uint8, (10, 200))
+    np.testing.assert_array_equal(weights[:9], noted)
+    assert {0, 255} < set(weights[9].tolist())
 
 
 def test_the_state_of_another_set_is_refused():

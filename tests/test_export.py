@@ -109,6 +109,20 @@ def test_a_run_leaves_its_files_and_nothing_else(run):
     assert sorted(p.name for p in run.iterdir()) == sorted((*FILES, "manifest.json", "mask.npz"))
 
 
+def test_the_weights_of_the_joint_epochs_lie_beside_the_scores_and_those_of_an_earlier_run_go(tmp_path):
+    weights = np.array([[0, 128, 255], [0, 3, 255]], np.uint8)
+    columns = {"weight": np.zeros(3), "logit": np.arange(3.0)}
+    for history in ((np.array([4, 5]), weights), None):
+        outcome = Outcome(["/a", "/b", "/c"], np.array([True, True, False]), columns, history)
+        manifest = {"seed": 0, "prune": {"share": 0.3}}
+        write(tmp_path, outcome, source=tmp_path / "d.yaml", data={"path": "/", "val": "v"}, manifest=manifest)
+        if history:
+            with np.load(tmp_path / "trace.npz") as trace:
+                assert trace["epochs"].tolist() == [4, 5]
+                np.testing.assert_array_equal(trace["weights"], weights)
+    assert not (tmp_path / "trace.npz").exists()
+
+
 def test_scores_are_a_row_an_image_in_the_documented_columns(run):
     outcome = outcome_of([f"{run.parent}/set/images/train/{i:03}.jpg" for i in range(N)])
     with (run / "scores.csv").open(newline="", encoding="utf-8") as stream:

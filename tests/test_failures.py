@@ -210,7 +210,16 @@ def test_a_disk_that_fills_up_in_the_first_checkpoint(home, disk, capsys, monkey
         assert train(capsys, *new_run(disk.folder)) == (0, "")
 
 
-LISTS = ["mask.npz", "manifest.json", "scores.csv", "scores.parquet", "kept.txt", "dropped.txt", "pruned.yaml"]
+LISTS = [
+    "mask.npz",
+    "trace.npz",
+    "manifest.json",
+    "scores.csv",
+    "scores.parquet",
+    "kept.txt",
+    "dropped.txt",
+    "pruned.yaml",
+]
 
 
 @pytest.mark.slow

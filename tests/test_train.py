@@ -29,6 +29,7 @@ LEFT_BEHIND = (
     "results.csv",
     "scores.csv",
     "scores.parquet",
+    "trace.npz",
     "weights/best.pt",
     "weights/last.pt",
 )

@@ -35,8 +35,11 @@ def prune(
     """
     resolved = resolve(run, config=config, **overrides)
     from yolo_adapruner.engine import run as engine  # here, so that importing the package loads no torch
+    from yolo_adapruner.study.closing import report_run
 
-    return engine.train(resolved)
+    result = engine.train(resolved)
+    report_run(result.folder)
+    return result
 
 
 def resolve(

@@ -126,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
         help="yolo (default: pruned.yaml), coco, coco-all, cvat, labelstudio, fiftyone, cleanlab",
     )
     export.set_defaults(run=_export)
+
+    report = commands.add_parser("report", help="write a finished run's report.html: verdict, gallery, charts")
+    report.add_argument("folder", metavar="RUN", help="run folder")
+    report.add_argument("--compare", metavar="FOLDER", help="folder of a finished comparison to take the verdict from")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -189,7 +194,8 @@ def _run_config(args: argparse.Namespace, share: float | None) -> Any:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from yolo_adapruner.study.summary import run_summary
+    from yolo_adapruner.study.closing import report_run
+    from yolo_adapruner.study.terminal import show_run
 
     if args.resume is not None:
         _refuse_beside_resume(args)
@@ -201,7 +207,8 @@ def _train(args: argparse.Namespace) -> None:
         from yolo_adapruner.engine.run import train
 
         result = train(config)
-    print(run_summary(result))
+    report_run(result.folder)
+    show_run(result)
 
 
 def _refuse_beside_resume(args: argparse.Namespace) -> None:
@@ -220,6 +227,7 @@ def _compare(args: argparse.Namespace) -> None:
     config = _run_config(args, None)
     from yolo_adapruner.study.cluster import Cluster
     from yolo_adapruner.study.compare import compare
+    from yolo_adapruner.study.terminal import show_comparison
 
     result = compare(
         config,
@@ -231,8 +239,7 @@ def _compare(args: argparse.Namespace) -> None:
         margin=args.margin,
         ray=None if args.ray is None else Cluster(args.ray, args.cell_cpus, args.cell_gpus),
     )
-    print(result.report())
-    print(f"\nsaved in {result.folder}")
+    show_comparison(result)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -244,3 +251,9 @@ def _export(args: argparse.Namespace) -> None:
             print(path)
         if written.note:
             print(f"{PROGRAM}: {written.note}", file=sys.stderr)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from yolo_adapruner.report import write
+
+    print(write(args.folder, args.compare))

@@ -89,6 +89,7 @@ class Pruner:
             epoch counts by what was seen of the sample in it, up to one whole view.
         seen: (N,) whole views that each sample was judged on over the joint epochs, >= 0; 0 where nothing is known.
         kept: (N,) bool once the fine-tune stage has begun, None before.
+        trace: (joint epochs, N) uint8, round(255 * weight) after each joint epoch so far, at that epoch's s; 0 beyond.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Pruner:
         longest = round(settings.warmup_max * epochs) if settings.warmup == "auto" else settings.warmup
         self.warmup_limit = max(0, min(longest, epochs - self.joint_epochs - 1))
         self.stage = Stage.WARMUP if self.warmup_limit else Stage.JOINT
+        self.trace: NDArray[np.uint8] = np.zeros((self.joint_epochs, n), np.uint8)
         self.schedule = settings.schedule(self.joint_epochs)
         self.state = controller.start(self.schedule, metric=0.0)
         self._warm_epochs = 0
@@ -126,6 +128,12 @@ class Pruner:
     def n(self) -> int:
         """Number of samples."""
         return len(self.mask)
+
+    @property
+    def history(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Joint epochs closed so far, (E,), counted from 1 over the whole run, and their part of `trace`, (E, N)."""
+        closed = self.state.epoch
+        return self._warm_epochs + 1 + np.arange(closed), self.trace[:closed]
 
     @property
     def record(self) -> EpochRecord:
@@ -247,6 +255,7 @@ class Pruner:
                 clip=self.settings.clip,
                 evidence=evidence,
             )
+        self.trace[self.state.epoch] = np.rint(255 * self.mask.weights(self.state.s))
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
         if state.best_epoch != self.state.best_epoch:
             self._best_logits = self._scores()
@@ -283,6 +292,7 @@ class Pruner:
             "suspicion": self.suspicion.state_dict(),
             "controller": asdict(self.state),
             "warm_epochs": self._warm_epochs,
+            "trace": self.history[1].copy(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -305,4 +315,5 @@ class Pruner:
         self.moments.load_state_dict(state["moments"])
         self.state = replace(self.state, **state["controller"])
         self._warm_epochs = int(state["warm_epochs"])
+        self.trace[: self.state.epoch] = state["trace"]
         self._record = self._rehearsed = None

@@ -28,7 +28,7 @@ from yolo_adapruner.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from yolo_adapruner.core.pruner import Pruner
 
-MANIFEST, MASK = "manifest.json", "mask.npz"
+MANIFEST, MASK, TRACE = "manifest.json", "mask.npz", "trace.npz"
 _DATA_KEYS_LEFT_OUT = {"download", "yaml_file", "path", "train"}
 _SPLITS = ("val", "test", "minival")
 
@@ -53,11 +53,13 @@ class Outcome:
             - seen: what it was judged on in them, in whole views of it; a part, mixed with other images, counts by its
               area. A score from less than one view rests on little.
             - boxes: labelled boxes.
+        history: joint epochs (E,) and round(255 * weight) after each, (E, N) uint8; None where there was no mask.
     """
 
     paths: Sequence[str]
     kept: NDArray[np.bool_]
     columns: Mapping[str, NDArray[Any]]
+    history: tuple[NDArray[np.int64], NDArray[np.uint8]] | None = None
 
     @classmethod
     def of(
@@ -86,7 +88,7 @@ class Outcome:
             }
             kept, epochs, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64), pruner.seen
         tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}
-        return cls(paths, kept, {**columns, **tail})
+        return cls(paths, kept, {**columns, **tail}, pruner.history if pruner is not None else None)
 
 
 def write(
@@ -116,6 +118,7 @@ def write(
         "columns": list(outcome.columns),
         "data": {"source": os.path.abspath(source), **_portable(data)},
     }
+    _write_history(folder / TRACE, outcome.history)
     _write_text(folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
     _write_files(folder, outcome, content["data"])
 
@@ -186,9 +189,12 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
 
 def scores_table(outcome: Outcome) -> pl.DataFrame:
     """Return the table behind scores.csv: a row an image, sorted by path."""
-    # A file name may hold bytes that are no UTF-8. CSV and Parquet cannot, so they show them as \xe9.
-    paths = [p.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for p in outcome.paths]
-    return pl.DataFrame({"path": paths, "kept": outcome.kept, **outcome.columns})
+    return pl.DataFrame({"path": list(map(shown, outcome.paths)), "kept": outcome.kept, **outcome.columns})
+
+
+def shown(path: str) -> str:
+    r"""Return a path as text. A file name may hold bytes that are no UTF-8; CSV cannot, so they are shown as \xe9."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def hash_paths(paths: Sequence[str]) -> str:
@@ -271,6 +277,14 @@ def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: 
     pruned = folder / "pruned.yaml"
     _write_text(pruned, head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
     return pruned
+
+
+def _write_history(target: Path, history: tuple[NDArray[np.int64], NDArray[np.uint8]] | None) -> None:
+    if history is None:
+        target.unlink(missing_ok=True)  # of an earlier run in the same folder
+        return
+    with replace_file(target) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, epochs=history[0], weights=history[1])
 
 
 def _portable(data: Mapping[str, Any]) -> dict[str, Any]:

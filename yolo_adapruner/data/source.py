@@ -93,8 +93,13 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_labels(file: Path, classes: int) -> Labels:
+def read_labels(file: Path, classes: int, *, keypoints: bool = False) -> Labels:
     """Return an image's labels; none where there is no file. Polygons become their boxes, equal rows count once.
+
+    Args:
+        file: the label file.
+        classes: number of classes; a row of another class is refused.
+        keypoints: what follows a box in a line are keypoints, and passed over.
 
     Raises:
         DataError: the file says something Ultralytics would leave the image out for.

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.engine.trouble import quiet
+
 
 def identity(im_file: str) -> str:
     """Return the path an image goes by: absolute, links kept, since label paths are derived from the spelled path."""
@@ -26,7 +28,8 @@ def unique_paths(dataset: Any) -> list[str]:
 def skipped_paths(dataset: Any) -> list[str]:
     """Return the listed images that Ultralytics left out as unreadable or wrongly labelled."""
     drawn = random.getstate()  # listing the files again measures the disk on a random few of them
-    listed = dataset.get_img_files(dataset.img_path)
+    with quiet():  # Ultralytics has said all it has to say of them
+        listed = dataset.get_img_files(dataset.img_path)
     random.setstate(drawn)
     return sorted({identity(f) for f in listed} - {identity(f) for f in dataset.im_files})
 
@@ -73,5 +76,6 @@ def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
     part.buffer = []
     part.max_buffer_length = min(part.ni, part.batch_size * 8, 1000)
     part.tracing = False
-    part.transforms = part.build_transforms(hyp=copy(args))
+    with quiet():  # the same that were announced for the whole set
+        part.transforms = part.build_transforms(hyp=copy(args))
     return part

@@ -32,7 +32,7 @@ from yolo_adapruner.engine.owners import Accounts, accounts
 from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal
 from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.transforms import KEY
-from yolo_adapruner.engine.trouble import one_line
+from yolo_adapruner.engine.trouble import one_line, quiet
 from yolo_adapruner.engine.tryout import try_out
 from yolo_adapruner.errors import ConfigError, DataError
 
@@ -249,7 +249,8 @@ class AdaPruneMixin(Resumable):
             full = self.train_loader.dataset
             self._kept_dataset = images.subset(full, keep, self.args)
             if self.epoch >= self.epochs - self.args.close_mosaic:
-                self._kept_dataset.close_mosaic(hyp=copy(self.args))
+                with quiet():
+                    self._kept_dataset.close_mosaic(hyp=copy(self.args))
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
                 self.data["train"],

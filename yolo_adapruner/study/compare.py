@@ -21,6 +21,7 @@ from yolo_adapruner.study import arms as arms_by_name
 from yolo_adapruner.study import auto, grid
 from yolo_adapruner.study.arms import FULL, LISTED, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.cells import CellRunner
+from yolo_adapruner.study.closing import report_comparison
 from yolo_adapruner.study.cluster import Cluster, run_on_cluster
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images
@@ -117,6 +118,9 @@ def compare(
         done = run_cells(chains)
     result = conclude(runner, done, facts)
     save(result, done)
+    shown = next((cell for cell in sorted(done, key=lambda c: (c.share, c.seed)) if cell.arm == RUN), None)
+    if shown is not None:
+        report_comparison(folder, runner.home(shown))
     return result
 
 

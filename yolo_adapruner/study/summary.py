@@ -6,26 +6,42 @@ from typing import TYPE_CHECKING
 
 from yolo_adapruner.data.digits import FAULTS
 from yolo_adapruner.data.export import read
+from yolo_adapruner.report import NAME
 from yolo_adapruner.study.planted import planted
 
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
 
+_PLANTED = "planted"
+
 
 def run_summary(result: RunResult) -> str:
     """Return the summary of a finished run, several lines."""
+    (_, images), *rest = run_lines(result)
+    took = rest.pop()
+    lines = ["", images]
+    for name, words in rest:
+        lines.append(f"{name:<10} {words}" if name != _PLANTED else words)
+    return "\n".join([*lines, " ".join(took)])
+
+
+def run_lines(result: RunResult) -> list[tuple[str, str]]:
+    """Return what the summary says, each line with its name; one that goes on with the line above has none."""
     dropped = result.total - result.kept
-    lines = [
-        "",
-        f"kept {result.kept} of {result.total} training images, dropped {dropped} ({dropped / result.total:.1%})",
-        *planted_lines(result),
-        f"detector   {result.weights}",
-        f"           validation mAP50-95 {result.map50_95:.3f}; it chose this checkpoint, so it is no result",
-        f"data set   {result.data}   (yolo train data=...)",
-        f"scores     {result.folder / 'scores.csv'}",
-        f"took {result.seconds / 60:.1f} min",
+    page = result.folder / NAME
+    return [
+        (
+            "images",
+            f"kept {result.kept} of {result.total} training images, dropped {dropped} ({dropped / result.total:.1%})",
+        ),
+        *((_PLANTED, line) for line in planted_lines(result)),
+        ("detector", str(result.weights)),
+        ("", f"validation mAP50-95 {result.map50_95:.3f}; it chose this checkpoint, so it is no result"),
+        ("data set", f"{result.data}   (yolo train data=...)"),
+        ("scores", str(result.folder / "scores.csv")),
+        *([("report", f"{page}   (opens in a browser)")] if page.is_file() else []),
+        ("took", f"{result.seconds / 60:.1f} min"),
     ]
-    return "\n".join(lines)
 
 
 def planted_lines(result: RunResult) -> list[str]:

@@ -1,0 +1,194 @@
+"""The page: a run and perhaps a comparison in, one HTML file out, which needs nothing else to be read.
+
+File and class names are a stranger's words: the template escapes all it is given, the script's data have no `<` in
+them, and the page's own policy lets no other script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from yolo_adapruner import __version__
+from yolo_adapruner.data.export import replace_file, shown
+from yolo_adapruner.data.labels import Labels
+from yolo_adapruner.errors import RunError
+from yolo_adapruner.report import charts, comparison, run
+from yolo_adapruner.report.comparison import Comparison
+from yolo_adapruner.report.drift import Drift, drift
+from yolo_adapruner.report.rows import Limits, island
+from yolo_adapruner.report.run import Run
+
+NAME = "report.html"
+MOST_BYTES = 25_000_000
+"""No page is larger."""
+LABELS_READ = 60_000
+"""Images whose labels are read for the drift; of a larger set a seeded sample."""
+_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def write(folder: str | Path, compare: str | Path | None = None, *, target: Path | None = None) -> Path:
+    """Write a run's report and return its path.
+
+    Args:
+        folder: a finished run's folder.
+        compare: the folder of a finished comparison of it.
+        target: the file to write, `report.html` in the run folder by default.
+
+    Raises:
+        RunError: a folder holds no finished run or comparison, or the file cannot be written.
+    """
+    found = run.load(folder)
+    file = target or found.folder / NAME
+    text = page(found, None if compare is None else comparison.load(compare))
+    try:
+        with replace_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"Expected to write {file}, but {error.strerror}: make room, or write it elsewhere.") from None
+    return file
+
+
+def page(found: Run, compared: Comparison | None = None, limits: Limits | None = None) -> str:
+    """Return a report as HTML of less than `MOST_BYTES` bytes in UTF-8."""
+    limits = limits or Limits()
+    labels, sampled = _labels(found, limits)
+    view = _view(found, compared, _drift(found, labels, sampled), len(sampled))
+    while True:
+        text = _render(view, island(found, labels, limits))
+        if len(text.encode("utf-8")) < MOST_BYTES:
+            return text
+        limits = limits.halved()
+
+
+def _labels(found: Run, limits: Limits) -> tuple[dict[int, Labels | None], NDArray[np.int64]]:
+    """Labels by image: of those that drift is told from, which come second, and of those that the gallery shows."""
+    n = len(found.outcome.paths)
+    sampled = np.arange(n)
+    if n > LABELS_READ:
+        sampled = np.sort(np.random.default_rng(0).choice(n, LABELS_READ, replace=False))
+    wanted = {*sampled.tolist(), *found.order()[: limits.rows].tolist()}
+    return {i: found.labels(i) for i in sorted(wanted)}, sampled
+
+
+def _drift(found: Run, labels: Mapping[int, Labels | None], sampled: NDArray[np.int64]) -> Drift | None:
+    known = [(image, i) for i in sampled.tolist() if (image := labels[i]) is not None]
+    if found.outcome.kept.all():
+        return None
+    return drift([image for image, _ in known], found.outcome.kept[[i for _, i in known]], found.names)
+
+
+def _view(found: Run, compared: Comparison | None, moved: Drift | None, sampled: int) -> dict[str, Any]:
+    """What the template is given beside the gallery."""
+    outcome, manifest = found.outcome, found.manifest
+    total, kept = len(outcome.paths), int(outcome.kept.sum())
+    return {
+        "version": __version__,
+        "name": shown(found.folder.name),
+        "folder": shown(str(found.folder)),
+        "total": total,
+        "kept": kept,
+        "dropped": total - kept,
+        "share": (total - kept) / total if total else 0.0,
+        "compared": compared,
+        "mismatch": None if compared is None else _mismatch(found, compared),
+        "commands": _commands(found),
+        "facts": _facts(found),
+        "accuracy": [] if compared is None else charts.against_share(compared),
+        "epochs": charts.by_epoch(found.epochs),
+        "weights": charts.weights(found.history, outcome.columns["weight"]) if kept < total else None,
+        "drift": moved,
+        "sampled": sampled if sampled < total else 0,
+        "classify": found.task == "classify",
+        "versions": manifest.get("versions", {}),
+        "hardware": manifest.get("hardware"),
+        "settings": manifest.get("prune", {}),
+    }
+
+
+def _facts(found: Run) -> list[tuple[str, str]]:
+    manifest = found.manifest
+    trained, best = manifest.get("train", {}), manifest.get("best_validation") or {}
+    metric = next((best[name] for name in charts.METRICS if name in best), None)
+    facts = [
+        ("model", trained.get("model")),
+        ("data", manifest["data"]["source"]),
+        ("epochs", trained.get("epochs")),
+        ("image size", trained.get("imgsz") and f"{trained['imgsz']} px"),
+        ("seed", manifest.get("seed")),
+        ("took", manifest.get("seconds") and f"{manifest['seconds'] / 60:.1f} min"),
+        ("validation", metric is not None and f"{100 * metric:.1f} (it chose this checkpoint, so it is no result)"),
+    ]
+    return [(name, shown(str(value))) for name, value in facts if value not in (None, False)]
+
+
+def _commands(found: Run) -> list[str]:
+    """The commands that compare this run with the full and a random set, and put what comes of it here."""
+    folder = shlex.quote(shown(str(found.folder)))
+    config = found.folder / "adaprune.yaml"
+    source = shlex.quote(shown(str(config))) if config.is_file() else "RUN_CONFIG.yaml"
+    name = shlex.quote(shown(f"{found.folder.name}-compare"))
+    beside = shlex.quote(shown(str(found.folder.parent / f"{found.folder.name}-compare")))
+    share = found.manifest["prune"]["share"]
+    return [
+        f"yolo-adapruner compare {source} --prune {share:g} --seeds 3 --name {name}",
+        f"yolo-adapruner report {folder} --compare {beside}",
+    ]
+
+
+def _mismatch(found: Run, compared: Comparison) -> str | None:
+    """What of a comparison is not this run's, in words."""
+    share, shares = found.manifest["prune"]["share"], compared.facts.get("shares", [])
+    if share and share not in shares:
+        listed = ", ".join(f"{s:.0%}" for s in shares)
+        return f"The comparison was made at {listed}; this run prunes {share:.0%}."
+    model, other = (
+        Path(str(m)).name for m in (found.manifest.get("train", {}).get("model"), _config(compared, "model"))
+    )
+    if None not in (model, other) and model != other:
+        return f"The comparison was made with {other}; this run trained {model}."
+    return None
+
+
+def _config(compared: Comparison, key: str) -> Any:
+    return compared.facts["config"].get(key)
+
+
+def _render(view: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    env = _environment()
+    script, style = (_text(name) for name in ("report.js", "report.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return env.get_template("report.html").render(
+        **view,
+        listed=len(content["paths"]),
+        script=Markup(script),
+        style=Markup(style),
+        digest=Markup(digest),
+        island=Markup(
+            json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
+        ),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("yolo_adapruner.report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+@cache
+def _text(name: str) -> str:
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), name)[0]

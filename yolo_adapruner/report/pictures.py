@@ -1,0 +1,56 @@
+"""Small copies of images for a page that stands alone: data URIs, as many as a budget of bytes allows. Knows no run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+SIDE, QUALITY = 480, 76
+"""Longest side of a copy in pixels, and its JPEG quality."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A copy of an image: its size in pixels and itself as a data URI."""
+
+    width: int
+    height: int
+    uri: str
+
+
+def copies(paths: Iterable[str], budget: int) -> dict[str, Picture]:
+    """Return copies of the images that come first, by path, until their URIs together would exceed `budget` bytes.
+
+    One that cannot be decoded is left out.
+    """
+    made: dict[str, Picture] = {}
+    for path in paths:
+        if path in made or (picture := copy_of(path)) is None:
+            continue
+        budget -= len(picture.uri)
+        if budget < 0:
+            break
+        made[path] = picture
+    return made
+
+
+def copy_of(path: str) -> Picture | None:
+    """Return a copy of an image file, turned as EXIF says, or None where it cannot be read."""
+    try:
+        with warnings.catch_warnings(), Image.open(os.fsencode(path)) as image:
+            warnings.simplefilter("ignore")  # large images, odd EXIF: all there is to do is to try
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))
+            upright = ImageOps.exif_transpose(image)
+            small = upright.convert("RGB")
+            small.thumbnail((SIDE, SIDE))
+            stream = io.BytesIO()
+            small.save(stream, "JPEG", quality=QUALITY, optimize=True)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return None
+    return Picture(*small.size, "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii"))
