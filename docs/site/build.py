@@ -161,7 +161,10 @@ def missing_pages(out: Path, docs: Path) -> list[str]:
 def network_calls(out: Path) -> list[str]:
     """Name what pages and style sheets would load from elsewhere."""
     found = [
-        f"{file.relative_to(out)} loads {url}" for file, page in _pages(out) for url in page.loaded if urlsplit(url).netloc
+        f"{file.relative_to(out)} loads {url}"
+        for file, page in _pages(out)
+        for url in page.loaded
+        if urlsplit(url).netloc
     ]
     for sheet in out.rglob("*.css"):
         urls = re.findall(r"(?:url\(|@import\s+)[\"']?((?:https?:)?//[^\"')\s]+)", sheet.read_text(encoding="utf-8"))
