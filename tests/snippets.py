@@ -50,6 +50,7 @@ ELSEWHERE = {
     r"\.venv/bin/python -m pip install -e '\.\[(dev|docs)\]'": ".ci/run runs it with dev, which holds docs",
     r"\.venv/bin/python -m pip install \.": "tests/test_packaging.py installs the wheel in a new environment",
     r"\.venv/bin/python tests/check\.py.*": ".ci/run runs it, and this is run by it",
+    r"python docs/site/(build|reference)\.py": "tests/test_docs.py builds the site and compares the pages",
     r"python tests/gpu/check_gpu\.py": "needs a GPU; without one it skips every line",
 }
 """Commands that are run by something else -> by what."""
@@ -217,8 +218,8 @@ class World:
             _ultralytics(cap_words(words[1:]))
         elif program == "python" and words[1] == "-m" and words[2].startswith("yolo_adapruner."):
             _module(cap_words(words[3:]), words[2])
-        elif program == "python" and (ROOT / words[1]).is_file() and words[1].startswith("docs/site/"):
-            _script(cap_words(words[2:]), ROOT / words[1])
+        elif program == "python" and words[1].startswith("docs/site/"):
+            _script(cap_words(words[2:]), self.folder / words[1])
         elif all(part.split()[0] in SHELL for part in line.split("|")):
             done = subprocess.run(["bash", "-euo", "pipefail", "-c", line], capture_output=True, text=True)
             assert done.returncode == 0, f"{line}: {done.stderr}"
@@ -316,6 +317,7 @@ def build_shared(shared: Path) -> Path:
     (share / "data" / "digits.yaml").write_text(yaml.safe_dump({**content, "path": str(digits)}), encoding="utf-8")
     for kind in ("cfg", "data"):
         shutil.copytree(share / kind, home / kind)
+    shutil.copytree(ROOT / "docs", home / "docs")  # its scripts write into the docs they lie in
     helpers.write_architecture(home / "yolov3-tiny.yaml")
     data = helpers.build_set(shared / "set")
     for name in ("path/to/data.yaml", "my_set/data.yaml", "coco128.yaml"):
