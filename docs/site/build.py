@@ -105,10 +105,7 @@ def _place_in_site(path: Path, docs: Path) -> str | None:
 
 
 def _formulas(text: str) -> str:
-    def render(match: re.Match[str]) -> str:
-        return "\n".join(f"<div>{convert(line, display='block')}</div>" for line in match[1].strip().splitlines())
-
-    return _FORMULA.sub(render, text)
+    return _FORMULA.sub(lambda match: f"<div>{convert(match[1].strip(), display='block')}</div>", text)
 
 
 def _serve_from_disk(out: Path) -> None:

@@ -28,7 +28,7 @@ matplotlib.rcParams.update({"svg.hashsalt": "yolo-adapruner", "svg.fonttype": "p
 import matplotlib.pyplot as plt  # noqa: E402  after its backend
 
 DOCS = Path(__file__).resolve().parent.parent
-SHOWN = ("kept", "weight", "signal", "localisation", "classification", "presence", "missing", "boxes")
+SHOWN = ("kept", "signal", "localisation", "classification", "presence", "missing", "boxes")
 """Columns of scores.csv in the tutorial; all of them would not fit."""
 MORE = ("kind", "reason")  # and these where the run has them
 TILE, ACROSS, DOWN = 224, 4, 3
@@ -101,8 +101,8 @@ def _tile(path: Path, kind: str) -> np.ndarray:
         name, *box = line.split()
         x, y, w, h = (float(value) * TILE for value in box)
         corners = [(round(x - w / 2), round(y - h / 2)), (round(x + w / 2), round(y + h / 2))]
-        cv2.rectangle(image, *corners, (255, 255, 255), 3)
-        cv2.rectangle(image, *corners, (0, 0, 230), 1, cv2.LINE_AA)
+        cv2.rectangle(image, *corners, (255, 255, 255), 4)
+        cv2.rectangle(image, *corners, (0, 0, 220), 2)
         _text(image, name, (max(2, corners[0][0] + 2), max(14, corners[0][1] + 15)), 0.5)
     foot = np.full((26, TILE, 3), 255, np.uint8)
     cv2.putText(foot, f"{path.stem}: {kind}", (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
@@ -202,7 +202,7 @@ def score_rows(run: Run) -> str:
 
 def _short(value: str) -> str:
     try:
-        return value if value.isdigit() else f"{float(value):.3g}"
+        return value if value.isdigit() else f"{float(value):.3g}".replace("nan", "–")
     except ValueError:
         return value or "–"
 
