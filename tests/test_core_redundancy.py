@@ -1,0 +1,110 @@
+"""The redundancy term on drawn graphs: of each group of copies one stays, and it is the one with the best evidence."""
+
+import numpy as np
+import pytest
+
+from yolo_adapruner.core.redundancy import Graph, Redundancy, overlap, similarity
+
+
+def graph_of(*pairs: tuple[int, int], kernel: float = 1.0) -> Graph:
+    first, second = np.array(sorted((min(p), max(p)) for p in pairs), np.int64).reshape(-1, 2).T
+    return Graph(first, second, np.full(len(first), kernel))
+
+
+def clique(*members: int) -> list[tuple[int, int]]:
+    return [(a, b) for i, a in enumerate(members) for b in members[i + 1 :]]
+
+
+GROUPS = [
+    # name, pairs, wanted, how much of each is there already
+    ("nobody is alike", [], [3, 2, 1], [0, 0, 0]),
+    ("the better of a pair stays", [(0, 1)], [1, 2, 0], [1, 0, 0]),
+    ("a tie goes to the lower number", [(0, 1)], [1, 1, 1], [0, 1, 0]),
+    ("one of three stays", clique(0, 1, 2), [1, 3, 2], [1, 0, 1]),
+    ("one of five equal ones stays", clique(0, 1, 2, 3, 4), [0] * 5, [0, 1, 1, 1, 1]),
+    ("both ends of a chain stay", [(0, 1), (1, 2)], [3, 2, 1], [0, 1, 0]),
+    ("the middle of a chain stays for both ends", [(0, 1), (1, 2)], [2, 3, 1], [1, 0, 1]),
+    ("every other one of a long chain stays", [(i, i + 1) for i in range(8)], range(9, 0, -1), [0, 1] * 4 + [0]),
+]
+
+
+@pytest.mark.parametrize(("name", "pairs", "wanted", "there"), GROUPS, ids=[g[0] for g in GROUPS])
+def test_of_copies_one_stays(name, pairs, wanted, there) -> None:
+    taken, twin = overlap(graph_of(*pairs), np.array(wanted, float), np.ones(len(wanted)))
+    assert taken.tolist() == there
+    assert all(taken[i] == 0 or twin[i] >= 0 for i in range(len(there)))
+
+
+def test_who_is_dropped_for_its_own_sake_takes_nobody_along() -> None:
+    taken, _ = overlap(graph_of((0, 1)), np.array([2.0, 1.0]), np.array([0.0, 1.0]))
+    assert taken.tolist() == [0, 0]
+
+
+def test_the_twin_is_the_most_similar_that_outranks() -> None:
+    graph = Graph(np.array([0, 1, 2]), np.array([3, 3, 3]), np.array([0.6, 0.9, 0.95]))
+    _, twin = overlap(graph, np.array([5.0, 4.0, 1.0, 2.0]), np.ones(4))
+    assert twin.tolist() == [-1, -1, 3, 1]
+
+
+def test_what_is_hardly_alike_is_no_twin() -> None:
+    taken, twin = overlap(graph_of((0, 1), kernel=0.3), np.array([2.0, 1.0]), np.ones(2))
+    assert taken[1] == pytest.approx(0.3)
+    assert twin.tolist() == [-1, -1]
+
+
+def test_a_pair_is_one_whoever_of_the_two_counts_the_other_as_near() -> None:
+    graph = Graph.of(np.array([[1, 2], [0, -1], [-1, -1]]), np.array([[0.8, 0.5], [0.8, 0.9], [0.0, 0.0]]))
+    assert [graph.first.tolist(), graph.second.tolist(), graph.kernel.tolist()] == [[0, 0], [1, 2], [0.8, 0.5]]
+    assert similarity(graph, np.array([True, True, True])).tolist() == [0.8, 0.8, 0.5]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_of_a_hundred_thousand_in_cliques_each_keeps_one(size) -> None:
+    n = 100_000 // size * size
+    rng = np.random.default_rng(size)
+    groups = rng.permutation(n).reshape(-1, size)
+    pairs = np.concatenate([groups[:, [a, b]] for a in range(size) for b in range(a + 1, size)])
+    graph = Graph(pairs.min(1), pairs.max(1), np.ones(len(pairs)))
+    wanted = rng.normal(size=n)
+    taken, _ = overlap(graph, wanted, np.ones(n))
+    stays = groups[taken[groups] == 0]
+    assert len(stays) == n // size
+    assert np.array_equal(np.sort(stays), np.sort(groups[np.arange(len(groups)), wanted[groups].argmax(1)]))
+
+
+def settled(epochs: list[tuple[Graph, list[float]]]) -> tuple[np.ndarray, Redundancy]:
+    """What each sample has paid over epochs of (graph, own pressures)."""
+    n = len(epochs[0][1])
+    term, paid = Redundancy(n), np.zeros(n)
+    for graph, pressure in epochs:
+        taken, owed = term.step(graph, np.array(pressure), np.ones(n), np.ones(n), np.ones(n, bool))
+        paid += taken + owed
+    return paid, term
+
+
+def test_a_copy_with_a_suspect_label_loses_even_if_that_shows_late() -> None:
+    pair = graph_of((0, 1))
+    paid, term = settled([(pair, [1.0, 1.2, 1.0])] * 3 + [(pair, [9.0, 1.2, 1.0])])
+    assert paid.tolist() == [4, 0, 0]
+    assert term.twin.tolist() == [1, -1, -1]
+
+
+def test_two_copies_do_not_take_turns_by_chance() -> None:
+    pair = graph_of((0, 1))
+    paid, _ = settled([(pair, [1.0, 1.1]), (pair, [1.1, 1.0]), (pair, [1.0, 1.1]), (pair, [1.1, 1.0])])
+    assert paid.tolist() == [0, 4]
+
+
+def test_who_proves_to_be_no_copy_gets_everything_back() -> None:
+    paid, term = settled([(graph_of((0, 1)), [1.0, 1.2])] * 3 + [(graph_of(), [1.0, 1.2])])
+    assert paid.tolist() == [0, 0]
+    assert term.similarity.tolist() == [0, 0]
+
+
+def test_it_goes_on_where_it_stopped() -> None:
+    pair = graph_of((0, 1))
+    _, term = settled([(pair, [1.0, 1.1])] * 2)
+    again = Redundancy(2)
+    again.load_state_dict(term.state_dict())
+    arguments = (pair, np.array([9.0, 1.0]), np.ones(2), np.ones(2), np.ones(2, bool))
+    assert [part.tolist() for part in again.step(*arguments)] == [part.tolist() for part in term.step(*arguments)]

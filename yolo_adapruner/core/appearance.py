@@ -1,0 +1,195 @@
+"""What each sample looks like to the network, averaged over its views, and how likely two are the same picture.
+
+A sample's features move from epoch to epoch, for augmentation shows another view of it each time and the network
+learns. How far they move is the natural unit of likeness: two samples are the same picture if they differ no more than
+one does from itself. This is the two-covariance model of speaker and face verification (Ioffe 2006, Prince and Elder
+2007), fitted to the set without any label: W is how a sample's features scatter around its mean, B how the means
+scatter around each other, and a pair's evidence is the log likelihood ratio of its difference under W / views and
+under B + W / views. Directions in which augmentation moves a picture count little, those in which pictures differ much.
+
+Knows samples by number; what the features are of is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from yolo_adapruner.core.nearest import nearest
+
+NEIGHBOURS = 8
+"""How many of its nearest each sample is compared with."""
+_RARE = 100.0
+"""One sample in so many has a twin, before anything is seen of it: with the set's size, the prior odds of a pair."""
+_SLACK = 0.05
+"""A near copy is another picture, by about this part of what one augmented view does (variance)."""
+_SOFT = 2.0
+"""The evidence counts half: features are neither normal nor independent."""
+_FEWEST = 3  # epochs that a comparison rests on
+_LOWEST, _EPS = 1e-3, 1e-9
+_SPREADS = 0.2, 5.0
+
+
+def dimensions(n: int) -> int:
+    """Return how many features a sample of a set of `n` gets: 256, and from 130 000 samples on fewer, down to 64."""
+    return min(256, max(64, 2**25 // max(n, 1) // 8 * 8))
+
+
+class Appearance:
+    """Running mean of each sample's features, and how they scatter within a sample.
+
+    Memory is about 6 bytes a feature and sample: 128 MB at a million samples of 64 for the mean, and twice that for the
+    sums of the epoch under way.
+
+    Args:
+        n: number of samples.
+        features: number of features, D.
+
+    Attributes:
+        mean: (N, D) float16, in standard deviations of the set, mean over epochs.
+        weight: (N,) whole views behind it.
+    """
+
+    def __init__(self, n: int, features: int) -> None:
+        self.mean: NDArray[np.float16] = np.zeros((n, features), np.float16)
+        self.weight: NDArray[np.float64] = np.zeros(n)
+        self._spread = np.zeros(n)
+        self._freedom = np.zeros(n)
+        self._scatter = np.zeros((features, features))
+        self.open_epoch()
+
+    def open_epoch(self) -> None:
+        """Begin an epoch, or begin it again."""
+        self._sum: NDArray[np.float32] | None = None
+        self._area = np.zeros(len(self.mean))
+
+    def add(self, ids: NDArray[np.integer], features: NDArray[np.floating], area: NDArray[np.floating]) -> None:
+        """Note views: ids (R,), features (R, D), rows that are not finite count for nothing; area (R,) whole views."""
+        total, area = self._total(), np.asarray(area, np.float64)
+        sound = np.isfinite(features).all(1) & (area > 0)
+        np.add.at(total, ids[sound], features[sound] * area[sound, None].astype(np.float32))
+        np.add.at(self._area, ids[sound], area[sound])
+
+    @property
+    def totals(self) -> tuple[NDArray[Any], ...]:
+        """The open epoch's sums; where several processes share an epoch, theirs are added up."""
+        return self._total(), self._area
+
+    def _total(self) -> NDArray[np.float32]:
+        if self._sum is None:
+            self._sum = np.zeros(self.mean.shape, np.float32)
+        return self._sum
+
+    def close_epoch(self) -> None:
+        """Take the epoch into the mean."""
+        seen = np.flatnonzero(self._area > 0)
+        if len(seen) > 1:
+            values = self._total()[seen] / self._area[seen, None].astype(np.float32)
+            # The network has moved on since the last epoch; against each other the samples stand as they stood.
+            values = (values - values.mean(0)) / np.maximum(values.std(0), _EPS)
+            self._take(seen, values, np.minimum(self._area[seen], 1))
+        self.open_epoch()
+
+    def _take(self, seen: NDArray[np.intp], values: NDArray[np.float32], weight: NDArray[np.float64]) -> None:
+        before, mean = self.weight[seen], self.mean[seen].astype(np.float32)
+        delta = values - mean
+        step = (weight / (before + weight)).astype(np.float32)[:, None]
+        # West's update: an epoch of weight w has variance W / w. The first epoch of a sample says nothing of W.
+        within = delta * np.sqrt(weight * before / (before + weight)).astype(np.float32)[:, None]
+        self._scatter += within.T.astype(np.float64) @ within
+        self._spread[seen] += (within.astype(np.float64) ** 2).mean(1)
+        self._freedom[seen] += before > 0
+        self.mean[seen] = mean + delta * step
+        self.weight[seen] += weight
+
+    def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return each sample's nearest and how likely each is the same picture: (N, K) numbers, (N, K) in [0, 1].
+
+        -1 and 0 where there is none, and all over before three epochs were seen.
+        """
+        n = len(self.mean)
+        neighbours = np.full((n, NEIGHBOURS), -1, np.int64)
+        kernel = np.zeros((n, NEIGHBOURS))
+        known = np.flatnonzero(self.known)
+        if len(known) < 3:
+            return neighbours, kernel
+        points, between, noise = self._space(known)
+        views = float(np.median(self.weight[known]))
+        unit = 1 / views + _SLACK
+        # In these coordinates the distance orders pairs as the evidence does, at the same own scatter.
+        found = nearest(points * np.sqrt(between / (unit * (between + unit))), min(NEIGHBOURS, len(known) - 1))
+        evidence = _evidence(points, found, between, noise * unit)
+        odds = (evidence - np.log(len(known) * _RARE)) / _SOFT
+        width = found.shape[1]
+        neighbours[known, :width] = known[found]
+        kernel[known, :width] = 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
+        return neighbours, kernel
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which samples were seen often enough to be compared, (N,)."""
+        return self._freedom >= _FEWEST - 1
+
+    def _space(self, known: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+        """Coordinates in which W is 1 and B diagonal: (M, d), B's diagonal (d,), each sample's own W (M,), mean 1."""
+        features = self.mean.shape[1]
+        within = self._scatter / max(self._freedom.sum(), 1)
+        within = within + (1e-3 * np.trace(within) / features + _EPS) * np.eye(features)
+        size, axes = np.linalg.eigh(within)
+        white = axes / np.sqrt(size)
+        mean = self.mean[known].astype(np.float32)
+        mean -= mean.mean(0)
+        total = white.T @ (mean.T.astype(np.float64) @ mean / len(known)) @ white
+        spread, turn = np.linalg.eigh(total)
+        between = spread - 1 / float(np.median(self.weight[known]))
+        use = between > _LOWEST
+        own = self._spread[known] / self._freedom[known]
+        noise = np.clip(own / max(own.mean(), _EPS), *_SPREADS)
+        return mean @ (white @ turn[:, use]).astype(np.float32), between[use], noise
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return everything needed to go on after an epoch, as arrays."""
+        return {name: getattr(self, name).copy() for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it is of other samples or features.
+        """
+        if state["mean"].shape != self.mean.shape:
+            raise ValueError(f"Expected features {self.mean.shape}, but the state has {state['mean'].shape}.")
+        for name in _STATE:
+            setattr(self, name, np.array(state[name]))
+        self.open_epoch()
+
+
+_STATE = ("mean", "weight", "_spread", "_freedom", "_scatter")
+_ROWS = 4096
+
+
+def _evidence(
+    points: NDArray[np.float32], found: NDArray[np.int64], between: NDArray[np.float64], noise: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Log of P(difference | same picture) / P(difference | two pictures), (M, K) nats.
+
+    Args:
+        points: (M, d).
+        found: (M, K) rows of `points`.
+        between: (d,) variance between pictures.
+        noise: (M,) variance of each one's mean; a pair's is their geometric mean.
+    """
+    evidence = np.empty(found.shape)
+    b = torch.from_numpy(between).float()
+    for start in range(0, len(points), _ROWS):
+        rows = slice(start, start + _ROWS)
+        others = found[rows]
+        squares = torch.from_numpy((points[rows, None] - points[others]) ** 2)
+        s = torch.from_numpy(np.sqrt(noise[rows, None] * noise[others])).float()[..., None]
+        gain = 0.5 * torch.log1p(b / s) - squares / 4 * (1 / s - 1 / (b + s))
+        evidence[rows] = gain.sum(-1).numpy()
+    return evidence

@@ -1,0 +1,162 @@
+"""What keeping both of a pair costs: the term sum_ij y_i y_j k_ij of the objective, and who of a pair pays it.
+
+k_ij in [0, 1] is how likely samples i and j are the same picture. The term's gradient by y_i is sum_j y_j k_ij. Taken
+for all samples at once it is the same for two copies, and both would fall. So it is taken in order (Gauss-Seidel): the
+best-wanted sample decides first, and each later one pays only for those that outrank it and stay. Of any group of
+copies exactly one pays nothing, and of a chain a-b-c, where a and c are not alike, a and c stay.
+
+Knows samples by number and no features; where k comes from is `appearance`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TWIN = 0.5
+"""From this likelihood on, two samples are called the same picture."""
+_SWEEPS = 100
+_SETTLED = 1e-3
+_STICKS = 0.5
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Who is like whom: each pair once, E pairs.
+
+    Attributes:
+        first, second: (E,) sample numbers, first < second.
+        kernel: (E,) in [0, 1].
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    kernel: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, neighbours: NDArray[np.integer], kernel: NDArray[np.floating]) -> Graph:
+        """Return the graph of nearest neighbours, (N, K) numbers and kernel values; below 0 is no neighbour.
+
+        A pair that only one side counts among its nearest is one all the same.
+        """
+        n, width = neighbours.shape
+        own, other = np.repeat(np.arange(n), width), neighbours.ravel().astype(np.int64)
+        values = np.asarray(kernel, np.float64).ravel()
+        real = (other >= 0) & (other != own) & (values > 0)
+        low, high = np.minimum(own, other)[real], np.maximum(own, other)[real]
+        _, once = np.unique(low * n + high, return_index=True)
+        return cls(low[once], high[once], values[real][once])
+
+
+def overlap(
+    graph: Graph, wanted: NDArray[np.floating], weights: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return how much of each sample is there already, (N,) in [0, 1], and its twin, (N,).
+
+    Sample i's is min(1, sum_j e_j k_ij) over the samples j that outrank it, where e_j = y_j (1 - j's own) says how much
+    of j stays. The twin is the most similar of those that outrank it, -1 where none is likelier than not the same.
+
+    Args:
+        graph: who is like whom.
+        wanted: (N,) finite, higher outranks lower; ties go to the lower number.
+        weights: (N,) y in [0, 1], what each would weigh if nothing were like it.
+    """
+    n = len(wanted)
+    rank = np.empty(n, np.int64)
+    rank[np.lexsort((np.arange(n), -np.asarray(wanted, np.float64)))] = np.arange(n)
+    swap = rank[graph.first] > rank[graph.second]
+    above, below = np.where(swap, graph.second, graph.first), np.where(swap, graph.first, graph.second)
+    taken = np.zeros(n)
+    # A fixed point of the ordered pass, for all samples at once: exact after as many sweeps as the longest descent.
+    for _ in range(_SWEEPS):
+        stays = weights * (1 - taken)
+        now = np.minimum(np.bincount(below, graph.kernel * stays[above], n), 1)
+        moved, taken = float(np.abs(now - taken).max(initial=0)), now
+        if moved < _SETTLED:
+            break
+    return taken, _twins(n, above, below, graph.kernel)
+
+
+def _twins(
+    n: int, above: NDArray[np.int64], below: NDArray[np.int64], kernel: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    twin = np.full(n, -1, np.int64)
+    alike = np.flatnonzero(kernel >= TWIN)
+    order = alike[np.argsort(kernel[alike], kind="stable")]
+    twin[below[order]] = above[order]  # the last written is the most similar
+    return twin
+
+
+def similarity(graph: Graph, known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return each sample's k to its nearest, (N,) in [0, 1]; NaN for one of which nothing is known."""
+    nearest = np.zeros(len(known))
+    for side in (graph.first, graph.second):
+        np.maximum.at(nearest, side, graph.kernel)
+    return np.where(known, nearest, np.nan)
+
+
+class Redundancy:
+    """The term's part of each sample's pressure, epoch by epoch.
+
+    Args:
+        n: number of samples.
+
+    Attributes:
+        taken: (N,) in [0, 1], how much of each sample was there already by the last epoch's account.
+        twin: (N,) the most similar sample that outranks it, -1 none.
+        similarity: (N,) k to the nearest other sample, NaN unknown.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.taken: NDArray[np.float64] = np.zeros(n)
+        self.twin: NDArray[np.int64] = np.full(n, -1, np.int64)
+        self.similarity: NDArray[np.float64] = np.full(n, np.nan)
+        self._paid = np.zeros(n)
+
+    def step(
+        self,
+        graph: Graph,
+        pressure: NDArray[np.floating],
+        weights: NDArray[np.floating],
+        evidence: NDArray[np.floating],
+        known: NDArray[np.bool_],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Take an epoch's account.
+
+        Who outranks whom is told by the pressure of the samples' own evidence, so that a copy with a suspect label
+        loses to its twin; who has paid before stays behind unless the other's evidence is clearly worse.
+
+        What was paid in earlier epochs is settled by what is known now: whoever paid for a twin that proves to be the
+        worse, or no twin, gets it back, and the other pays it. So an early error costs nothing in the end.
+
+        Args:
+            graph: who is like whom, as far as known now.
+            pressure: (N,) each sample's own, NaN unknown.
+            weights: (N,) y.
+            evidence: (N,) in [0, 1] the part of this epoch's step that each sample takes.
+            known: (N,) bool, whose neighbours are known.
+
+        Returns:
+            How much of each sample is there already, (N,) in [0, 1], which this epoch's pressure grows by; and what
+            is to be added to earlier epochs' sum of it, (N,).
+        """
+        wanted = -np.nan_to_num(pressure, nan=float(np.nanmedian(pressure)) if np.isfinite(pressure).any() else 0.0)
+        taken, self.twin = overlap(graph, wanted - _STICKS * self.taken, weights)
+        self.similarity = similarity(graph, known)
+        owed = self._paid * (taken - self.taken)
+        self._paid += evidence
+        self.taken = taken
+        return taken, owed
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return everything needed to go on, as arrays."""
+        return {name: getattr(self, name).copy() for name in ("taken", "twin", "similarity", "_paid")}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what `state_dict` gave."""
+        self.taken, self.similarity = np.array(state["taken"]), np.array(state["similarity"])
+        self.twin, self._paid = np.array(state["twin"]), np.array(state["_paid"])
