@@ -21,8 +21,9 @@ from tests.helpers import QUICK, read_list, results, stages
 from yolo_adapruner import PruneConfig
 from yolo_adapruner.cli import main
 from yolo_adapruner.config import load
+from yolo_adapruner.core import distributed
 from yolo_adapruner.data import export
-from yolo_adapruner.engine import distributed, run
+from yolo_adapruner.engine import run
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.launch import launching
 from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError, RunError
@@ -60,7 +61,7 @@ def test_sums_are_the_same_on_all_ranks_and_in_the_order_of_ranks(tmp_path):
     """1e16 + 1 - 1e16 is 0 or 1 by the order: three processes, each with one of the terms."""
     script = (
         "import sys, numpy as np, torch; from torch import distributed as dist; "
-        "from yolo_adapruner.engine import distributed; rank = int(sys.argv[1]); "
+        "from yolo_adapruner.core import distributed; rank = int(sys.argv[1]); "
         f"dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=rank, world_size=3); "
         "sums, counts = np.array([[1e16, 1.0, -1e16][rank], rank]), np.array([rank], np.int32); "
         "distributed.add_up((sums, counts), torch.device('cpu')); "

@@ -21,7 +21,7 @@ from ultralytics.engine import validator
 from ultralytics.utils import LOCAL_RANK, RANK
 
 from yolo_adapruner import AdaPruneTrainer
-from yolo_adapruner.engine import distributed
+from yolo_adapruner.core import distributed
 from yolo_adapruner.errors import RunError
 
 NOTES = "TEST_NOTES"

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from yolo_adapruner.engine import distributed
+from yolo_adapruner.core import distributed
 from yolo_adapruner.engine.faults import FAULTS
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError

@@ -17,12 +17,13 @@ from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
 from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.core import distributed
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, shown, state, warmstart
+from yolo_adapruner.engine import evidence, heads, labelcache, launch, runtime, shown, state, warmstart
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.judge import FaultJudge

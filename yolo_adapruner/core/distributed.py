@@ -1,6 +1,6 @@
 """One run in several processes: what each must know of the others so that all hold the same mask, bit for bit.
 
-Ultralytics launches the processes, splits each epoch among them and averages the gradients. The mask is replicated:
+Somebody else launches the processes, splits each epoch among them and averages the gradients. The mask is replicated:
 each process adds up everybody's readings in the order of ranks and then takes the same step from the same numbers.
 Knows no trainer and no mask; in a run of one process everything here does nothing.
 """
@@ -19,6 +19,18 @@ from torch.utils.data.distributed import DistributedSampler
 def together() -> bool:
     """Whether this process trains as one of a group, which may be a group of one."""
     return dist.is_available() and dist.is_initialized()
+
+
+def place() -> tuple[int, int]:
+    """Number of processes and which of them this is, (1, 0) in a run of one."""
+    return (dist.get_world_size(), dist.get_rank()) if together() else (1, 0)
+
+
+def group_device() -> torch.device:
+    """Where the group's backend wants its tensors: NCCL on this process's GPU, the others in main memory."""
+    if together() and "nccl" in dist.get_backend():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def add_up(arrays: tuple[NDArray[np.generic], ...], device: torch.device) -> None:
