@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
@@ -47,6 +48,8 @@ class AdaPruneMixin(Resumable):
         notes: texts to leave in the run folder, by file name; part of the class like the settings, because launched
             processes are handed the class and begin with an empty folder.
         task: what it trains for, a key of `heads.TASKS`; one for the class.
+        channels: names of what is read of an image, in the order of `_readings`' columns; one for the class.
+        remarks: what the manifest shall say of the training set beside `skipped`.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
 
@@ -56,6 +59,7 @@ class AdaPruneMixin(Resumable):
     prune_config: ClassVar[PruneConfig] = PruneConfig()
     notes: ClassVar[Mapping[str, str]] = {}
     task: ClassVar[str] = "detect"
+    channels: ClassVar[tuple[str, ...]] = CHANNELS
 
     @classmethod
     def configured(cls, config: PruneConfig, notes: Mapping[str, str] | None = None) -> type[Self]:
@@ -68,6 +72,7 @@ class AdaPruneMixin(Resumable):
     ) -> None:
         runtime.offer_font()
         self.pruner: Pruner | None = None
+        self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
         self._entered: tuple[Stage, Any] | None = None
         super().__init__(cfg, overrides, _callbacks)
@@ -115,15 +120,9 @@ class AdaPruneMixin(Resumable):
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        train_set = self.train_loader.dataset
-        self.skipped = images.skipped_paths(train_set)
         self._ids = {path: i for i, path in enumerate(self.paths)}
-        self.boxes = images.box_counts(train_set, self.paths)
-        if not any(self.boxes):
-            raise DataError(
-                f"Expected training images with labelled boxes, but none of the {len(self.paths)} images of "
-                f"{self.args.data} has one: check that the labels folder mirrors the images folder."
-            )
+        self.skipped: list[str] = []
+        self._look_over(self.train_loader.dataset)
         if self.skipped:
             LOGGER.warning(
                 f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
@@ -154,12 +153,12 @@ class AdaPruneMixin(Resumable):
         if left == len(self.paths):
             LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
         self.pruner = Pruner(
-            len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
+            len(self.paths), len(self.channels), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
         )
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
-        self._tap = LossTap(model.criterion)
+        self._tap = self._tapped(model)
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
 
@@ -215,10 +214,7 @@ class AdaPruneMixin(Resumable):
         """Make the loader fit the stage: only kept images in the fine-tune stage."""
         if stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
-            full = self.train_loader.dataset
-            self._kept_dataset = images.subset(full, keep, self.args)
-            if self.epoch >= self.epochs - self.args.close_mosaic:
-                self._kept_dataset.close_mosaic(hyp=copy(self.args))
+            self._kept_dataset = self._subset(self.train_loader.dataset, keep)
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
                 self.data["train"],
@@ -226,9 +222,7 @@ class AdaPruneMixin(Resumable):
                 rank=LOCAL_RANK,
                 mode="train",
             )
-        files = self.train_loader.dataset.im_files
-        self._numbers = np.array([self._ids[images.identity(f)] for f in files])  # by row of the dataset
-        self._extents = images.extents(self.train_loader.dataset)
+        self._number_rows(self.train_loader.dataset)
         self._entered = stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
@@ -254,10 +248,8 @@ class AdaPruneMixin(Resumable):
         return on.numbers, on.views, on.ownership
 
     def _observe_batch(self, pruner: Pruner) -> None:
-        if self._tap.assignment is not None:
-            readings = detection_channels(self._tap.assignment)
-            sound = evidence.sound(self._tap.assignment, self.loss)
-            self._evidence.add(self._batch_ids, readings.masked_fill(~sound[:, None], torch.nan), self._views)
+        if (readings := self._readings()) is not None:
+            self._evidence.add(self._batch_ids, readings, self._views)
         if self.taken is not None:  # upstream steps before it says that the batch has ended
             self._evidence.settle(self.taken)
             self.taken = None
@@ -274,16 +266,60 @@ class AdaPruneMixin(Resumable):
         if (seen := self._evidence.collect()) is not None:
             pruner.observe(*seen)
         distributed.add_up(pruner.record.totals, self.device)
-        iou, probability = fit(pruner.record.means())
-        works = min(iou, probability) >= self.prune_config.warmup_fit
+        fits = self._fit(pruner.record.means())
+        works = min(fits.values()) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
         metric = distributed.of_first(self.metrics[heads.TASKS[self.task].metric] if self.metrics else 0.0, self.device)
         ran = pruner.close_epoch(metric, works=works)
-        self._columns = {f"prune/{key}": v for key, v in {**ran, "iou": iou, "probability": probability}.items()}
+        self._columns = {f"prune/{key}": v for key, v in {**ran, **fits}.items()}
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's line of results.csv with the controller's columns."""
         super().save_metrics(metrics if self.pruner is None else {**metrics, **self._columns})
+
+    # ---- what another task does in its own way: here for boxes ---------------------------------------------------
+
+    def _look_over(self, dataset: Any) -> None:
+        """Note what of the training set takes no part and what else its files shall say; refuse one without labels."""
+        self.skipped = images.skipped_paths(dataset)
+        self.boxes = images.box_counts(dataset, self.paths)
+        if not any(self.boxes):
+            raise DataError(
+                f"Expected training images with labelled boxes, but none of the {len(self.paths)} images of "
+                f"{self.args.data} has one: check that the labels folder mirrors the images folder."
+            )
+
+    def _tapped(self, model: Any) -> Any:
+        """Put the weights' stand-ins on the model's criterion; what is returned has `weights`, `owners`, `watching`."""
+        return LossTap(model.criterion)
+
+    def _subset(self, dataset: Any, keep: set[str]) -> Any:
+        """Return the part of a training set that is kept."""
+        part = images.subset(dataset, keep, self.args)
+        if self.epoch >= self.epochs - self.args.close_mosaic:
+            part.close_mosaic(hyp=copy(self.args))
+        return part
+
+    def _number_rows(self, dataset: Any) -> None:
+        """Note which sample each row of the dataset is."""
+        self._numbers = np.array([self._ids[images.identity(f)] for f in dataset.im_files])
+        self._extents = images.extents(dataset)
+
+    def _readings(self) -> Tensor | None:
+        """Return what the batch's forward said of its owners, (K, C), NaN where nothing; None if nobody watched."""
+        if self._tap.assignment is None:
+            return None
+        sound = evidence.sound(self._tap.assignment, self.loss)
+        return detection_channels(self._tap.assignment).masked_fill(~sound[:, None], torch.nan)
+
+    def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
+        """Return how well the model knows the training set, by name, each in [0, 1]; an auto warm-up waits for all."""
+        iou, probability = fit(readings)
+        return {"iou": iou, "probability": probability}
+
+    def _outcome(self) -> export.Outcome:
+        """Return the selection with the columns of its files."""
+        return export.Outcome.of(self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share)
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
@@ -334,7 +370,7 @@ class AdaPruneMixin(Resumable):
             self._export(metrics)
 
     def _export(self, metrics: dict[str, float] | None) -> None:
-        outcome = export.Outcome.of(self.pruner, self.paths, self.boxes, CHANNELS, self.prune_config.share)
+        outcome = self._outcome()
         manifest = {
             "versions": runtime.versions(),
             "hardware": runtime.hardware(self.device),
@@ -342,6 +378,7 @@ class AdaPruneMixin(Resumable):
             "prune": self.prune_config.model_dump(),
             "train": {k: v for k, v in vars(self.args).items() if k != "save_dir"},
             "skipped": self.skipped,
+            **self.remarks,
             "best_validation": metrics,
             "seconds": round(time.time() - self.train_time_start, 1),
             "updates": self.updates,

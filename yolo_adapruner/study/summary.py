@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from yolo_adapruner.data.digits import FAULTS
-from yolo_adapruner.data.export import read
+from yolo_adapruner.data.export import is_folder, read
 from yolo_adapruner.study.planted import planted
 
 if TYPE_CHECKING:
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 def run_summary(result: RunResult) -> str:
     """Return the summary of a finished run, several lines."""
     dropped = result.total - result.kept
+    classes = is_folder(read(result.folder)[0]["data"])
+    what, metric, command = ("classifier", "top-1", "classify train") if classes else ("detector", "mAP50-95", "train")
     lines = [
         "",
         f"kept {result.kept} of {result.total} training images, dropped {dropped} ({dropped / result.total:.1%})",
         *planted_lines(result),
-        f"detector   {result.weights}",
-        f"           validation mAP50-95 {result.map50_95:.3f}; it chose this checkpoint, so it is no result",
-        f"data set   {result.data}   (yolo train data=...)",
+        f"{what:10} {result.weights}",
+        f"           validation {metric} {result.map50_95:.3f}; it chose this checkpoint, so it is no result",
+        f"data set   {result.data}   (yolo {command} data=...)",
         f"scores     {result.folder / 'scores.csv'}",
         f"took {result.seconds / 60:.1f} min",
     ]
