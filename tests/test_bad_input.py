@@ -83,7 +83,7 @@ def test_words_that_make_no_command(home, capsys, words, line):
 
 def test_a_missing_run_config(home, capsys):
     line = refused(capsys, "train", "nichts.yaml")
-    assert "Expected a run config (a YAML file or one of: yolov3-tiny" in line
+    assert "Expected a run config (a YAML file or one of: resnet18-cifar10, resnet18-digits, yolov3-tiny" in line
     assert "no file nichts.yaml" in line
 
 
@@ -186,7 +186,6 @@ def test_a_checkpoint_that_cannot_be_fetched(home, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("yolo11n-cls.yaml", "a classification model (its last layer is Classify)"),
         ("yolo26n-sem.yaml", "a semantic segmentation model (its last layer is SemanticSegment)"),
         ("yolo26n-depth.yaml", "a depth model (its last layer is Depth)"),
         ("yolov8n-rtdetr.yaml", "RT-DETR (its last layer is RTDETRDecoder)"),
@@ -195,12 +194,13 @@ def test_a_checkpoint_that_cannot_be_fetched(home, capsys, monkeypatch):
         ("yoloe-26s-seg.yaml", "YOLOE (its last layer is YOLOESegment26)"),
         ("rtdetr-l.pt", "RT-DETR (its last layer is RTDETRDecoder)"),
         ("yolov8s-worldv2.pt", "YOLO-World (its last layer is WorldDetect)"),
-        ("yolo11n-cls.pt", "a classification model (its last layer is Classify)"),
     ],
 )
 def test_a_model_of_a_kind_that_no_trainer_is_for(home, capsys, no_network, model, words):
     line = train_refused(capsys, "--model", model)
-    assert f"Expected a YOLO model for detect, segment, pose or obb, but {model} is " in line.replace(str(home), "")
+    assert f"Expected a YOLO model for detect, segment, pose, obb or classify, but {model} is " in line.replace(
+        str(home), ""
+    )
     assert words in line
 
 
@@ -446,7 +446,7 @@ def test_recipes_that_pruning_cannot_follow(home, capsys, setting, words):
     [
         ("YOLO('yolo11n-seg.yaml')", "AdaPruneTrainer", "is for segment: train it with AdaPruneSegmentationTrainer"),
         ("YOLO('yolo11n.yaml')", "AdaPruneOBBTrainer", "Expected a model for obb, but yolo11n.yaml is for detect"),
-        ("YOLO('yolo11n-cls.yaml')", "AdaPruneTrainer", "a classification model (its last layer is Classify)"),
+        ("YOLO('yolo11n-cls.yaml')", "AdaPruneTrainer", "is for classify: train it with AdaPruneClassificationTrainer"),
         ("RTDETR('yolov8n-rtdetr.yaml')", "AdaPruneTrainer", "RT-DETR (its last layer is RTDETRDecoder)"),
         ("YOLOWorld('yolov8s-worldv2.yaml')", "AdaPruneTrainer", "YOLO-World (its last layer is WorldDetect)"),
         ("YOLOE('yoloe-11s-seg.yaml')", "AdaPruneSegmentationTrainer", "YOLOE (its last layer is YOLOESegment)"),

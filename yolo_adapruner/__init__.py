@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it; imported when the name is first asked for
 _HOMES = {
+    "AdaPruneClassificationTrainer": "yolo_adapruner.engine.classify",
     "AdaPruneOBBTrainer": "yolo_adapruner.engine.tasks",
     "AdaPrunePoseTrainer": "yolo_adapruner.engine.tasks",
     "AdaPruneSegmentationTrainer": "yolo_adapruner.engine.tasks",
@@ -22,6 +23,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaPruneClassificationTrainer",
     "AdaPruneOBBTrainer",
     "AdaPrunePoseTrainer",
     "AdaPruneSegmentationTrainer",

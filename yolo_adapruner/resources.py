@@ -6,8 +6,8 @@ Knows where the files lie in an installed package and in a clone. Opens none of 
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["cfg", "data"]
-"""`cfg` for run configs, `data` for Ultralytics data files."""
+Kind = Literal["cfg", "cfg/models", "data"]
+"""`cfg` for run configs, `cfg/models` for architectures, `data` for Ultralytics data files."""
 
 _PACKAGE = Path(__file__).resolve().parent
 

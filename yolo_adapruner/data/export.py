@@ -23,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 from yolo_adapruner.core.selection import select_kept, unknown_last
+from yolo_adapruner.data import classfolders
 from yolo_adapruner.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -187,6 +188,16 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
     return manifest, outcome
 
 
+def is_folder(data: Mapping[str, Any]) -> bool:
+    """Return whether a manifest's `data` is a folder of class folders, as classification takes it, and no data file."""
+    return data["rest"].get("task") == "classify"
+
+
+def pruned_data(folder: Path, data: Mapping[str, Any]) -> Path:
+    """Return where a run's pruned data set is, for a manifest's `data`: `pruned.yaml`, or the folder `pruned`."""
+    return folder / ("pruned" if is_folder(data) else "pruned.yaml")
+
+
 def scores_table(outcome: Outcome) -> pl.DataFrame:
     """Return the table behind scores.csv: a row an image, sorted by path."""
     return pl.DataFrame({"path": list(map(shown, outcome.paths)), "kept": outcome.kept, **outcome.columns})
@@ -265,6 +276,9 @@ def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: 
         temporary.write_bytes(columns.getvalue())
     for name, rows in (("kept.txt", outcome.kept), ("dropped.txt", ~outcome.kept)):
         _write_text(folder / name, "".join(f"{p}\n" for p, row in zip(outcome.paths, rows, strict=True) if row))
+    if is_folder(data):
+        kept = [path for path, row in zip(outcome.paths, outcome.kept, strict=True) if row]
+        return classfolders.write(pruned_data(folder, data), kept, {**data["rest"], "train": data["source"] + "/train"})
     head = (
         f"# {int(outcome.kept.sum())} of {len(outcome.paths)} training images of {data['source']}, "
         f"kept by yolo-adapruner.{note}\n"
@@ -274,7 +288,7 @@ def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: 
     for key in ("names", "kpt_names"):
         if isinstance(body.get(key), dict):
             body[key] = {int(k) if k.isdecimal() else k: v for k, v in body[key].items()}
-    pruned = folder / "pruned.yaml"
+    pruned = pruned_data(folder, data)
     _write_text(pruned, head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
     return pruned
 

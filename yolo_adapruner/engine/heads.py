@@ -18,8 +18,8 @@ class Task:
 
     Attributes:
         trainer: name of our trainer for it.
-        heads: last layers whose loss `losses.LossTap` splits.
-        metric: the validation figure, [0, 1], that the controller holds: mAP50-95 of what the task is about.
+        heads: last layers whose loss `losses.LossTap` or `classloss.ClassTap` splits.
+        metric: the validation figure, [0, 1], that the controller holds: mAP50-95 of what the task is about, or top-1.
         example: an architecture for it.
     """
 
@@ -34,6 +34,7 @@ TASKS = {
     "segment": Task("AdaPruneSegmentationTrainer", ("Segment", "Segment26"), "metrics/mAP50-95(M)", "yolo11n-seg.yaml"),
     "pose": Task("AdaPrunePoseTrainer", ("Pose", "Pose26"), "metrics/mAP50-95(P)", "yolo11n-pose.yaml"),
     "obb": Task("AdaPruneOBBTrainer", ("OBB", "OBB26"), "metrics/mAP50-95(B)", "yolo11n-obb.yaml"),
+    "classify": Task("AdaPruneClassificationTrainer", ("Classify",), "metrics/accuracy_top1", "yolo11n-cls.yaml"),
 }
 _REFUSED = {
     "RTDETRDecoder": "RT-DETR",
@@ -41,7 +42,6 @@ _REFUSED = {
     "YOLOEDetect": "YOLOE",
     "YOLOESegment": "YOLOE",
     "YOLOESegment26": "YOLOE",
-    "Classify": "a classification model",
     "SemanticSegment": "a semantic segmentation model",
     "Depth": "a depth model",
 }
@@ -63,7 +63,7 @@ Upstream names its own so, and tells the task of a file that it cannot open by i
 
 
 def task_of(model: str, otherwise: str = "detect") -> str:
-    """Return the task a model is for: detect, segment, pose or obb.
+    """Return the task a model is for: detect, segment, pose, obb or classify.
 
     Args:
         model: an architecture or checkpoint as `names` resolves it.

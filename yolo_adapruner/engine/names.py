@@ -18,9 +18,13 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 from yolo_adapruner import resources
 from yolo_adapruner.augmentations import for_ultralytics
 from yolo_adapruner.config import RunConfig
+from yolo_adapruner.data import digits_classes
 from yolo_adapruner.engine import heads, runtime
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.errors import ConfigError, DataError
+
+_FETCHED = ("caltech101", "caltech256", "cifar10", "cifar100", "fashion-mnist", "imagenette", "imagewoof", "mnist")
+"""Classification sets that Ultralytics downloads by name."""
 
 
 def ultralytics_args(config: RunConfig) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
         "task": task,
         "mode": "train",
         "model": model,
-        "data": resolve_data(config.data),
+        "data": resolve_data(config.data, task),
         "project": str(Path(config.project).absolute()),
         "name": config.name,
         **{k: getattr(config, k) for k in ("epochs", "imgsz", "batch", "seed", "optimizer", "lr0", "device")},
@@ -68,14 +72,18 @@ def task_of(config: RunConfig) -> str:
     return heads.task_of(_resolve_model(config.model))
 
 
-def resolve_data(data: str) -> str:
+def resolve_data(data: str, task: str = "detect") -> str:
     """Return the data file to hand to Ultralytics: an existing path, one of this package's, or a name of its own.
 
+    For `classify` it is a folder instead; the embedded one is built where it is not there yet.
+
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file or folder.
     """
     if data and Path(data).exists():
         return str(Path(data).absolute())
+    if task == "classify":
+        return _resolve_folder(data)
     packaged = resources.find("data", data)
     if packaged is not None:
         return str(packaged)
@@ -86,6 +94,22 @@ def resolve_data(data: str) -> str:
             f"as coco128.yaml), but there is no {data}."
         )
     return data
+
+
+def _resolve_folder(data: str) -> str:
+    """The folder of a classification set that is no path: the embedded one, one of Ultralytics' folder or its own."""
+    place = Path(SETTINGS["datasets_dir"]) / data
+    if data == digits_classes.NAME:
+        return str(digits_classes.build(place))
+    if data and place.is_dir():
+        return str(place)
+    if data in _FETCHED or re.match(r"https?://", data):
+        return data
+    raise DataError(
+        "Expected a folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or "
+        f"{digits_classes.NAME}, which comes with this package, or one that Ultralytics fetches, such as cifar10), but "
+        f"there is no {data}."
+    )
 
 
 def refuse_script(data: str) -> None:
@@ -154,6 +178,9 @@ def _resolve_checkpoint(model: str) -> str:
 
 
 def _known_architecture(model: str) -> str:
+    packaged = resources.find("cfg/models", model)
+    if packaged is not None and not Path(model).is_file():
+        return str(packaged)
     try:
         if Path(model).suffix in {".yaml", ".yml"}:
             yaml_model_load(model)

@@ -37,10 +37,10 @@ class RunResult:
     Attributes:
         folder: the run folder.
         weights: its best.pt, which plain `YOLO(...)` loads.
-        data: the pruned data set's data file.
+        data: the pruned data set's data file; of a classifier its folder.
         total, kept: number of training images before and after.
         map50_95: validation mAP50-95 of best.pt as Ultralytics measures it, [0, 1]: of boxes, or of masks or keypoints
-            where the task is about those. It chose best.pt: not a result.
+            where the task is about those, or a classifier's top-1. It chose best.pt: not a result.
         seconds: wall time of the training.
         updates: optimizer steps taken.
     """
@@ -92,10 +92,10 @@ def resume(run: str | Path) -> RunResult:
         _refuse_to_start_over(folder, saved)
         state.sweep(folder)
         return train(config, save_dir=folder)
-    overrides = {"resume": str(saved), "save_dir": str(folder), "data": resolve_data(config.data)}
+    task = state.task_of(saved)
+    overrides = {"resume": str(saved), "save_dir": str(folder), "data": resolve_data(config.data, task)}
     if config.device is not None:
         overrides["device"] = config.device
-    task = state.task_of(saved)
     with one_line_errors(config.data):
         trainer = trainer_for(task).configured(config.prune)(overrides=overrides)
         state.sweep(folder)
@@ -166,7 +166,7 @@ def _finish(trainer: AdaPruneMixin) -> RunResult:
     return RunResult(
         folder=folder,
         weights=Path(trainer.best),
-        data=folder / "pruned.yaml",
+        data=export.pruned_data(folder, manifest["data"]),
         total=len(outcome.paths),
         kept=int(outcome.kept.sum()),
         map50_95=(manifest["best_validation"] or {}).get(TASKS[trainer.task].metric, float("nan")),

@@ -166,7 +166,7 @@ def _go_on(loader: Any, shuffle: torch.Tensor) -> Iterator[Any]:
 
 def _compositions(dataset: Any) -> list[Any]:
     """The albumentations in a dataset's transforms; each draws by generators of its own."""
-    inner = (getattr(t, "transform", None) for t in getattr(dataset.transforms, "transforms", ()))
+    inner = (getattr(t, "transform", None) for t in getattr(getattr(dataset, "transforms", None), "transforms", ()))
     return [t for t in inner if hasattr(t, "set_random_seed")]
 
 

@@ -8,6 +8,7 @@ from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 
+from yolo_adapruner.engine.classify import AdaPruneClassificationTrainer
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.trainer import AdaPruneMixin
 
@@ -31,7 +32,14 @@ class AdaPruneOBBTrainer(AdaPruneMixin, OBBTrainer):
 
 
 _TRAINERS: dict[str, type[AdaPruneMixin]] = {
-    kind.task: kind for kind in (AdaPruneTrainer, AdaPruneSegmentationTrainer, AdaPrunePoseTrainer, AdaPruneOBBTrainer)
+    kind.task: kind
+    for kind in (
+        AdaPruneTrainer,
+        AdaPruneSegmentationTrainer,
+        AdaPrunePoseTrainer,
+        AdaPruneOBBTrainer,
+        AdaPruneClassificationTrainer,
+    )
 }
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
@@ -20,6 +22,7 @@ from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core import distributed
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
+from yolo_adapruner.core.suspicion import Judge
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine import dataset as images
@@ -50,6 +53,8 @@ class AdaPruneMixin(Resumable):
             processes are handed the class and begin with an empty folder.
         task: what it trains for, a key of `heads.TASKS`; one for the class.
         start: run folder whose logits this run begins with, or None; part of the class like the settings.
+        channels: names of what is read of an image, in the order of `_readings`' columns; one for the class.
+        remarks: what the manifest shall say of the training set beside `skipped`.
         pruner: mask, controller and record, from the start of training on; None at share 0.
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
 
@@ -60,6 +65,7 @@ class AdaPruneMixin(Resumable):
     notes: ClassVar[Mapping[str, str]] = {}
     task: ClassVar[str] = "detect"
     start: ClassVar[Path | None] = None
+    channels: ClassVar[tuple[str, ...]] = CHANNELS
 
     @classmethod
     def configured(
@@ -74,6 +80,7 @@ class AdaPruneMixin(Resumable):
     ) -> None:
         runtime.offer_font()
         self.pruner: Pruner | None = None
+        self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
         self._entered: tuple[Stage, Any] | None = None
         self._columns: dict[str, float] = {}
@@ -123,15 +130,9 @@ class AdaPruneMixin(Resumable):
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        train_set = self.train_loader.dataset
-        self.skipped = images.skipped_paths(train_set)
         self._ids = {path: i for i, path in enumerate(self.paths)}
-        self.boxes = images.box_counts(train_set, self.paths)
-        if not any(self.boxes):
-            raise DataError(
-                f"Expected training images with labelled boxes, but none of the {len(self.paths)} images of "
-                f"{self.args.data} has one: check that the labels folder mirrors the images folder."
-            )
+        self.skipped: list[str] = []
+        self._look_over(self.train_loader.dataset)
         if self.skipped:
             LOGGER.warning(
                 f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
@@ -139,7 +140,6 @@ class AdaPruneMixin(Resumable):
             )
         self._set_up_mask()
         if self.pruner is not None:
-            self._label_prints = warmstart.label_prints(train_set, self.paths)
             self._start_warm(self.pruner)
         self.take_up()
 
@@ -167,15 +167,11 @@ class AdaPruneMixin(Resumable):
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
-        self._tap = LossTap(model.criterion)
-        self._rehearsal, judge = None, None
-        if self.prune_config.judge and self._tap.can_ask_again:
-            train_set, seed = self.train_loader.dataset, self.args.seed
-            self._rehearsal = Rehearsal.of(train_set, self._ids, self.data["nc"], seed)
-            judge = FaultJudge(self._rehearsal.kinds, seed, self.device)
+        self._tap = self._tapped(model)
+        judge, readings = self._judge()
         settings = Settings(**self.prune_config.model_dump())
         self.pruner = Pruner(
-            len(self.paths), len(CHANNELS), self.epochs, settings, self.args.seed, judge=judge, readings=len(FEATURES)
+            len(self.paths), len(self.channels), self.epochs, settings, self.args.seed, judge=judge, readings=readings
         )
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
@@ -247,11 +243,7 @@ class AdaPruneMixin(Resumable):
         """Make the loader fit the stage: only kept images in the fine-tune stage."""
         if stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
-            full = self.train_loader.dataset
-            self._kept_dataset = images.subset(full, keep, self.args)
-            if self.epoch >= self.epochs - self.args.close_mosaic:
-                with quiet():
-                    self._kept_dataset.close_mosaic(hyp=copy(self.args))
+            self._kept_dataset = self._subset(self.train_loader.dataset, keep)
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
                 self.data["train"],
@@ -259,9 +251,7 @@ class AdaPruneMixin(Resumable):
                 rank=LOCAL_RANK,
                 mode="train",
             )
-        files = self.train_loader.dataset.im_files
-        self._numbers = np.array([self._ids[images.identity(f)] for f in files])  # by row of the dataset
-        self._extents = images.extents(self.train_loader.dataset)
+        self._number_rows(self.train_loader.dataset)
         self._entered = stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
@@ -292,13 +282,8 @@ class AdaPruneMixin(Resumable):
         return accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
 
     def _observe_batch(self, pruner: Pruner) -> None:
-        if self._tap.assignment is not None:
-            if self._rehearsal is not None and pruner.rehearses:
-                readings = self._rehearsal.readings(self._tap, self._spoilt)
-            else:
-                readings = detection_channels(self._tap.assignment)
-            sound = evidence.sound(self._tap.assignment, self.loss)
-            self._evidence.add(self._batch_ids, readings.masked_fill(~sound[:, None], torch.nan), self._views)
+        if (readings := self._readings()) is not None:
+            self._evidence.add(self._batch_ids, readings, self._views)
         if self.taken is not None:  # upstream steps before it says that the batch has ended
             self._evidence.settle(self.taken)
             self.taken = None
@@ -314,19 +299,80 @@ class AdaPruneMixin(Resumable):
     def _close_epoch(self, pruner: Pruner) -> None:
         if (seen := self._evidence.collect()) is not None:
             ids, values, views = seen
-            true, rehearsed = np.split(values, [len(FEATURES)], 1) if pruner.rehearses else (values, None)
+            true, rehearsed = np.split(values, [pruner.readings], 1) if pruner.rehearses else (values, None)
             pruner.observe(ids, true, views, rehearsed=rehearsed)
         distributed.add_up(pruner.totals, self.device)
-        iou, probability = fit(pruner.record.means())
-        works = min(iou, probability) >= self.prune_config.warmup_fit
+        fits = self._fit(pruner.record.means())
+        works = min(fits.values()) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
         metric = distributed.of_first(self.metrics[heads.TASKS[self.task].metric] if self.metrics else 0.0, self.device)
         ran = pruner.close_epoch(metric, works=works)
-        self._columns = {f"prune/{key}": v for key, v in {**ran, "iou": iou, "probability": probability}.items()}
+        self._columns = {f"prune/{key}": v for key, v in {**ran, **fits}.items()}
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's line of results.csv with the controller's columns."""
         super().save_metrics(metrics if self.pruner is None else {**metrics, **self._columns})
+
+    # ---- what another task does in its own way: here for boxes ---------------------------------------------------
+
+    def _look_over(self, dataset: Any) -> None:
+        """Note what of the training set takes no part and what else its files shall say; refuse one without labels."""
+        self.skipped = images.skipped_paths(dataset)
+        self.boxes = images.box_counts(dataset, self.paths)
+        if not any(self.boxes):
+            raise DataError(
+                f"Expected training images with labelled boxes, but none of the {len(self.paths)} images of "
+                f"{self.args.data} has one: check that the labels folder mirrors the images folder."
+            )
+        self._label_prints = warmstart.label_prints(dataset, self.paths)
+
+    def _tapped(self, model: Any) -> Any:
+        """Put the weights' stand-ins on the model's criterion; what is returned has `weights`, `owners`, `watching`."""
+        return LossTap(model.criterion)
+
+    def _judge(self) -> tuple[Judge | None, int]:
+        """Return what learns from faults rehearsed in memory, None if nothing does, and the number of readings."""
+        self._rehearsal: Rehearsal | None = None
+        if not (self.prune_config.judge and self._tap.can_ask_again):
+            return None, len(self.channels)
+        self._rehearsal = Rehearsal.of(self.train_loader.dataset, self._ids, self.data["nc"], self.args.seed)
+        return FaultJudge(self._rehearsal.kinds, self.args.seed, self.device), len(FEATURES)
+
+    def _subset(self, dataset: Any, keep: set[str]) -> Any:
+        """Return the part of a training set that is kept."""
+        part = images.subset(dataset, keep, self.args)
+        if self.epoch >= self.epochs - self.args.close_mosaic:
+            with quiet():
+                part.close_mosaic(hyp=copy(self.args))
+        return part
+
+    def _number_rows(self, dataset: Any) -> None:
+        """Note which sample each row of the dataset is."""
+        self._numbers = np.array([self._ids[images.identity(f)] for f in dataset.im_files])
+        self._extents = images.extents(dataset)
+
+    def _readings(self) -> Tensor | None:
+        """Return what the batch's forward said of its owners, NaN where nothing; None if nobody watched.
+
+        (K, C), and where this epoch rehearses faults (K, 2R): as they are, and under their faults.
+        """
+        if self._tap.assignment is None or self.pruner is None:
+            return None
+        sound = evidence.sound(self._tap.assignment, self.loss)
+        if self._rehearsal is not None and self.pruner.rehearses:
+            readings = self._rehearsal.readings(self._tap, self._spoilt)
+        else:
+            readings = detection_channels(self._tap.assignment)
+        return readings.masked_fill(~sound[:, None], torch.nan)
+
+    def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
+        """Return how well the model knows the training set, by name, each in [0, 1]; an auto warm-up waits for all."""
+        iou, probability = fit(readings)
+        return {"iou": iou, "probability": probability}
+
+    def _outcome(self) -> export.Outcome:
+        """Return the selection with the columns of its files."""
+        return export.Outcome.of(self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share)
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
@@ -380,7 +426,7 @@ class AdaPruneMixin(Resumable):
                 warmstart.write_prints(Path(self.save_dir), self.paths, self._label_prints)
 
     def _export(self, metrics: dict[str, float] | None) -> None:
-        outcome = export.Outcome.of(self.pruner, self.paths, self.boxes, CHANNELS, self.prune_config.share)
+        outcome = self._outcome()
         manifest = {
             "versions": runtime.versions(),
             "hardware": runtime.hardware(self.device),
@@ -389,6 +435,7 @@ class AdaPruneMixin(Resumable):
             "train": {k: v for k, v in vars(self.args).items() if k != "save_dir"},
             "skipped": self.skipped,
             "start": self._started,
+            **self.remarks,
             "best_validation": metrics,
             "seconds": round(time.time() - self.train_time_start, 1),
             "updates": self.updates,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from yolo_adapruner.data.digits import FAULTS
-from yolo_adapruner.data.export import read
+from yolo_adapruner.data.export import is_folder, read
 from yolo_adapruner.report import NAME
 from yolo_adapruner.study.planted import planted
 
@@ -28,6 +28,8 @@ def run_summary(result: RunResult) -> str:
 def run_lines(result: RunResult) -> list[tuple[str, str]]:
     """Return what the summary says, each line with its name; one that goes on with the line above has none."""
     dropped = result.total - result.kept
+    classes = is_folder(read(result.folder)[0]["data"])
+    what, metric, command = ("classifier", "top-1", "classify train") if classes else ("detector", "mAP50-95", "train")
     page = result.folder / NAME
     return [
         (
@@ -35,9 +37,9 @@ def run_lines(result: RunResult) -> list[tuple[str, str]]:
             f"kept {result.kept} of {result.total} training images, dropped {dropped} ({dropped / result.total:.1%})",
         ),
         *((_PLANTED, line) for line in planted_lines(result)),
-        ("detector", str(result.weights)),
-        ("", f"validation mAP50-95 {result.map50_95:.3f}; it chose this checkpoint, so it is no result"),
-        ("data set", f"{result.data}   (yolo train data=...)"),
+        (what, str(result.weights)),
+        ("", f"validation {metric} {result.map50_95:.3f}; it chose this checkpoint, so it is no result"),
+        ("data set", f"{result.data}   (yolo {command} data=...)"),
         ("scores", str(result.folder / "scores.csv")),
         *([("report", f"{page}   (opens in a browser)")] if page.is_file() else []),
         ("took", f"{result.seconds / 60:.1f} min"),

@@ -1,0 +1,121 @@
+"""A classification set as it lies on disk, train/CLASS/IMAGE: equal files, and a set of links to the part that is kept.
+
+Knows no Ultralytics and no model. A set of links takes no room and changes with the files it points to; where a file
+system has no symbolic links, files are linked hard, and where that cannot be, copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from yolo_adapruner.errors import DataError
+
+
+def class_names(folder: str | Path) -> list[str]:
+    """Return the names of a split's class folders, sorted as Ultralytics numbers them."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder, links followed, sorted."""
+    found = [Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    return sorted(found)
+
+
+def contradictions(paths: Sequence[str], classes: Sequence[int]) -> list[list[str]]:
+    """Return the groups of byte for byte equal files that lie under different classes, each sorted, in order.
+
+    Only files of a size that another class has as well are read.
+    """
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for i, path in enumerate(paths):
+        by_size[os.path.getsize(path)].append(i)
+    by_content: dict[bytes, list[int]] = defaultdict(list)
+    for rows in by_size.values():
+        if len({classes[i] for i in rows}) > 1:
+            for i in rows:
+                by_content[hashlib.sha256(Path(paths[i]).read_bytes()).digest()].append(i)
+    groups = [rows for rows in by_content.values() if len({classes[i] for i in rows}) > 1]
+    return sorted(sorted(paths[i] for i in rows) for rows in groups)
+
+
+def write(target: Path, paths: Sequence[str], data: Mapping[str, Any]) -> Path:
+    """Write a set whose train part is the images given, as links, in the place of what is there, and return its root.
+
+    Every class folder is there, empty or not, so that classes keep their numbers.
+
+    Args:
+        target: the root to write.
+        paths: training images, absolute, below `data["train"]`.
+        data: names (class number -> name), train, and val and test where the set has them, absolute.
+
+    Raises:
+        DataError: an image does not lie below the training folder.
+        OSError: it cannot be written.
+    """
+    train = Path(data["train"])
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as beside:
+        half = Path(beside, "set")
+        for name in data["names"].values():
+            (half / "train" / name).mkdir(parents=True)
+        for path in paths:
+            link(Path(path), half / "train" / _below(path, train))
+        for split in ("val", "test"):
+            if data.get(split):
+                _link_folder(Path(data[split]), half / split)
+        _put(half, target)
+    return target
+
+
+def moved(paths: Sequence[str], old: str | Path, new: str | Path) -> list[str]:
+    """Return paths below one folder as the same below another.
+
+    Raises:
+        DataError: one lies elsewhere.
+    """
+    return [str(Path(new) / _below(path, Path(old))) for path in paths]
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` a link to a file by its absolute path; a copy where nothing else can be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = os.path.realpath(source)  # a chain of links is as strong as its weakest
+    for make in (os.symlink, os.link):
+        with suppress(OSError, NotImplementedError):
+            make(real, target)
+            return
+    shutil.copyfile(real, target)
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    try:
+        os.symlink(os.path.realpath(source), target, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        for name in class_names(source):
+            (target / name).mkdir(parents=True)
+        for file in files_below(source):
+            link(file, target / file.relative_to(source))
+
+
+def _below(path: str, folder: Path) -> Path:
+    try:
+        return Path(path).relative_to(folder)
+    except ValueError:
+        raise DataError(
+            f"Expected an image below {folder}, but got {path}: give paths as in the training set."
+        ) from None
+
+
+def _put(half: Path, target: Path) -> None:
+    """Put a finished set in its place; the one before goes once the new one is whole."""
+    if target.is_symlink() or target.is_dir():
+        os.rename(target, half.with_name("before"))
+    os.rename(half, target)
