@@ -58,7 +58,11 @@ class PruneConfig(BaseModel):
         "false: go by how unusual four readings are.",
     )
     rate: float = Field(0.5, gt=0, description="Step size of the logits, in logit units per unit of pressure.")
-    clip: float = Field(20.0, gt=0, description="Largest pressure on a logit in one epoch.")
+    clip: float = Field(
+        20.0,
+        gt=0,
+        description="What the pressure on a logit in one epoch stays below: greater ones are bent, none are equal.",
+    )
     tolerance: float = Field(
         0.1,
         ge=0,

@@ -23,6 +23,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+_MOST = 1e12  # of a pressure, infinite ones included
+
 
 class Mask:
     """Mask logits of N samples.
@@ -73,7 +75,8 @@ class Mask:
                 evidence may; from 1 on, no evidence that all samples share can keep the target out of reach.
             target: kept share asked for now, (0, 1].
             rate: logit units per unit of pressure, > 0.
-            clip: largest |pressure - neutral| taken in one step; samples beyond it are not told apart.
+            clip: what |pressure - neutral| of one step stays below: x counts as x / (1 + |x| / clip), so that one
+                epoch cannot decide alone, and yet no two pressures count the same.
             evidence: (N,) in [0, 1], the part of its own step that each sample takes; 1 each if None. At 0 a sample
                 only goes along with the common step, which puts no sample before another: one that stayed behind
                 would fall out, or stay in, for not having been looked at.
@@ -87,7 +90,8 @@ class Mask:
         share = np.ones(len(self)) if evidence is None else np.asarray(evidence, np.float64)
         if share.shape != self.logits.shape:
             raise ValueError(f"Expected the evidence of each of {len(self)} samples, but got shape {share.shape}.")
-        own = np.clip(pressure - neutral, -clip, clip)
+        own = np.clip(pressure - neutral, -_MOST, _MOST)
+        own = own / (1 + np.abs(own) / clip)
         seen = np.isfinite(own)
         self.logits[seen] -= rate * own[seen] * share[seen]
         reach = lam * rate * clip
