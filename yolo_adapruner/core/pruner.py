@@ -16,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.core import controller
+from yolo_adapruner.core.appearance import Appearance
 from yolo_adapruner.core.history import EpochRecord, RunningMoments
+from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.mask import Mask
+from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 
@@ -49,6 +52,7 @@ class Settings:
     clip: float
     tolerance: float
     match: float
+    redundancy: float = 0.0
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
@@ -74,6 +78,8 @@ class Pruner:
         epochs: epoch budget of the run, all stages together.
         settings: the method's settings.
         seed: decides ties in the final selection.
+        features: length of the vector by which samples are compared with each other; 0 compares none.
+        layout: where each sample's boxes lie, for that comparison; None where samples have none.
 
     Attributes:
         stage: the stage of the epoch that runs now or comes next.
@@ -83,10 +89,24 @@ class Pruner:
             epoch counts by what was seen of the sample in it, up to one whole view.
         seen: (N,) whole views that each sample was judged on over the joint epochs, >= 0; 0 where nothing is known.
         kept: (N,) bool once the fine-tune stage has begun, None before.
+        appearance: what each sample looks like, over all epochs so far, the warm-up's too; None without features.
+        redundancy: which samples are there already in others.
     """
 
-    def __init__(self, n: int, channels: int, epochs: int, settings: Settings, seed: int = 0) -> None:
+    def __init__(
+        self,
+        n: int,
+        channels: int,
+        epochs: int,
+        settings: Settings,
+        seed: int = 0,
+        *,
+        features: int = 0,
+        layout: Layout | None = None,
+    ) -> None:
         self.settings, self.seed = settings, seed
+        self.appearance = Appearance(n, features, layout) if features and settings.redundancy else None
+        self.redundancy = Redundancy(n)
         self.mask = Mask(n)
         self.moments = RunningMoments(n, channels + 1)
         self.signal: NDArray[np.float64] = np.full(n, np.nan)
@@ -122,6 +142,8 @@ class Pruner:
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
+        if self.appearance is not None:
+            self.appearance.open_epoch()
 
     def weights(self) -> NDArray[np.float32] | None:
         """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one."""
@@ -155,6 +177,8 @@ class Pruner:
             What the epoch ran under and what share was kept after it: stage, kept, target, s, lambda.
         """
         ran = {"stage": float(self.stage), "target": self.state.target, "s": self.state.s, "lambda": self.state.lam}
+        if self.appearance is not None:
+            self.appearance.close_epoch()
         if self.stage is Stage.WARMUP:
             ran |= {"target": 1.0, "s": 0.0, "lambda": 0.0}
             self._close_warmup(metric, works)
@@ -180,6 +204,7 @@ class Pruner:
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         self.signal = surprise(self.moments.means[:, :-1])
         f = pressure(sample_loss(self.signal, self.settings.tau))
+        f = f + self._redundant(f, evidence)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         neutral = float(np.nanquantile(f, 1 - self.settings.share)) if np.isfinite(f).any() else 0.0
@@ -200,6 +225,18 @@ class Pruner:
         self.state = state
         if state.epoch >= self.joint_epochs:
             self.decide()
+
+    def _redundant(self, own: NDArray[np.float64], evidence: NDArray[np.float64]) -> NDArray[np.float64] | float:
+        """How much each sample's pressure grows for what others show already, (N,); settles the earlier epochs'."""
+        if self.appearance is None:
+            return 0.0
+        graph = Graph.of(*self.appearance.pairs())
+        # Weights as they will be at the end: at small s every y is near 0.5 and tells nobody apart.
+        weights = self.mask.weights(self.settings.s_end)
+        taken, owed = self.redundancy.step(graph, own, weights, evidence, self.appearance.known)
+        whole = self.settings.redundancy * self.settings.clip
+        self.mask.logits -= self.settings.rate * whole * owed
+        return whole * taken
 
     def decide(self) -> NDArray[np.bool_]:
         """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched.
@@ -229,6 +266,8 @@ class Pruner:
             "moments": self.moments.state_dict(),
             "controller": asdict(self.state),
             "warm_epochs": self._warm_epochs,
+            "appearance": None if self.appearance is None else self.appearance.state_dict(),
+            "redundancy": self.redundancy.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -248,6 +287,9 @@ class Pruner:
         self.seen = np.array(state["seen"], np.float64)
         self.kept = None if state["kept"] is None else np.array(state["kept"], bool)
         self.moments.load_state_dict(state["moments"])
+        self.redundancy.load_state_dict(state["redundancy"])
+        if self.appearance is not None:
+            self.appearance.load_state_dict(state["appearance"])
         self.state = replace(self.state, **state["controller"])
         self._warm_epochs = int(state["warm_epochs"])
         self._record = None

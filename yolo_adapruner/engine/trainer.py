@@ -18,6 +18,7 @@ from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
 from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.core.appearance import dimensions
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
@@ -26,6 +27,7 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, state
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
+from yolo_adapruner.engine.features import FeatureTap
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import accounts
@@ -153,13 +155,21 @@ class AdaPruneMixin(Resumable):
             )
         if left == len(self.paths):
             LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
+        features = dimensions(len(self.paths)) if self.prune_config.redundancy and not self.args.compile else 0
         self.pruner = Pruner(
-            len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
+            len(self.paths),
+            len(CHANNELS),
+            self.epochs,
+            Settings(**self.prune_config.model_dump()),
+            self.args.seed,
+            features=features,  # 0 with compile: a compiled forward runs no hooks
+            layout=images.layout(self.train_loader.dataset, self.paths) if features else None,
         )
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         self._tap = LossTap(model.criterion)
+        self._features = FeatureTap(model.model[-1], features) if features else None
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
 
@@ -206,13 +216,18 @@ class AdaPruneMixin(Resumable):
         weights = pruner.weights()
         self._weights = None if weights is None else torch.from_numpy(weights)
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
+        self._looks = evidence.Evidence()
         self._tap.clear()  # what a batch that failed has left there
         self._tap.watching = pruner.stage is not Stage.FINETUNE
+        if self._features is not None:
+            self._features.watching = self._tap.watching
         if pruner.stage is not Stage.FINETUNE:
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
 
     def _enter(self, pruner: Pruner, stage: Stage) -> None:
         """Make the loader fit the stage: only kept images in the fine-tune stage."""
+        if stage is Stage.FINETUNE and self._features is not None:
+            self._features.close()
         if stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             full = self.train_loader.dataset
@@ -258,8 +273,12 @@ class AdaPruneMixin(Resumable):
             readings = detection_channels(self._tap.assignment)
             sound = evidence.sound(self._tap.assignment, self.loss)
             self._evidence.add(self._batch_ids, readings.masked_fill(~sound[:, None], torch.nan), self._views)
+            looks = None if self._features is None else self._features.take(self._tap.owners)
+            if looks is not None:
+                self._looks.add(self._batch_ids, looks.masked_fill(~sound[:, None], torch.nan), self._views)
         if self.taken is not None:  # upstream steps before it says that the batch has ended
             self._evidence.settle(self.taken)
+            self._looks.settle(self.taken)
             self.taken = None
         self._tap.clear()
 
@@ -274,6 +293,10 @@ class AdaPruneMixin(Resumable):
         if (seen := self._evidence.collect()) is not None:
             pruner.observe(*seen)
         distributed.add_up(pruner.record.totals, self.device)
+        if pruner.appearance is not None:
+            if (looks := self._looks.collect()) is not None:
+                pruner.appearance.add(*looks)
+            distributed.add_up(pruner.appearance.totals, self.device)
         iou, probability = fit(pruner.record.means())
         works = min(iou, probability) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
