@@ -44,8 +44,8 @@ class Layout:
     def agreement(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.float64]:
         """Return which share of both samples' boxes the other one has too, (E,) in [0, 1].
 
-        It is `BACKGROUNDS` for two without any. A box has its like where one of the same class lies within `REACH` and is at most half as large again, in the
-        picture as it is or mirrored.
+        It is `BACKGROUNDS` for two without any. A box has its like where one of the same class lies within `REACH` and
+        is at most half as large again, in the picture as it is or mirrored.
         """
         agreement = np.ones(len(first))
         for start in range(0, len(first), _PAIRS):
