@@ -222,6 +222,7 @@ class Pruner:
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
         if state.best_epoch != self.state.best_epoch:
             self._best_logits = self._scores()
+            self.redundancy.remember()
         self.state = state
         if state.epoch >= self.joint_epochs:
             self.decide()
@@ -231,10 +232,13 @@ class Pruner:
         if self.appearance is None:
             return 0.0
         graph = Graph.of(*self.appearance.pairs())
-        # Weights as they will be at the end: at small s every y is near 0.5 and tells nobody apart.
-        weights = self.mask.weights(self.settings.s_end)
-        taken, owed = self.redundancy.step(graph, own, weights, evidence, self.appearance.known)
         whole = self.settings.redundancy * self.settings.clip
+        # Weights as they will be at the end: at small s every y is near 0.5 and tells nobody apart. Without what was
+        # paid: a copy that is out for its twin's sake would be in if the twin went.
+        alone = Mask(self.n)
+        alone.logits = self.mask.logits + self.settings.rate * whole * self.redundancy.paid
+        weights = alone.weights(self.settings.s_end)
+        taken, owed = self.redundancy.step(graph, own, weights, evidence, self.appearance.known)
         self.mask.logits -= self.settings.rate * whole * owed
         return whole * taken
 
@@ -245,6 +249,8 @@ class Pruner:
         others. A run that was stopped before any sample was judged keeps them all: ties are no reason to drop one.
         """
         self.mask.logits = self._scores() if self._best_logits is None else self._best_logits
+        if self._best_logits is not None:
+            self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
         self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed)
         self.stage = Stage.FINETUNE
