@@ -36,6 +36,8 @@ COLUMNS = [
     "epochs_seen",
     "seen",
     "boxes",
+    "similarity",
+    "twin",
 ]
 N = 40
 
@@ -65,6 +67,7 @@ def outcome_of(paths: list[str], share: float = 0.2, seed: int = 0) -> Outcome:
     columns = {"weight": 1 / (1 + np.exp(-5 * logits)), "logit": logits, **numbers}
     columns |= {"suspicion": rng.normal(size=n), "kind": np.where(rng.random(n) < 0.5, "shifted", "")}
     columns |= {"epochs_seen": np.full(n, 9), "seen": 9 * rng.random(n), "boxes": rng.integers(0, 9, n)}
+    columns |= {"similarity": rng.random(n), "twin": rng.integers(-1, n, n)}
     return Outcome(paths, select_kept(logits, share, seed=seed), columns)
 
 

@@ -72,6 +72,12 @@ class PruneConfig(BaseModel):
     match: float = Field(
         0.02, gt=0, lt=1, description="A mask counts as matching when its kept share is this near the wanted one."
     )
+    redundancy: float = Field(
+        0.5,
+        ge=0,
+        description="What a copy of an image that stays weighs, as a share of clip; 0 compares no images with each "
+        "other.",
+    )
 
     @field_validator("warmup", mode="wrap")
     @classmethod

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.nearest import nearest
 
 NEIGHBOURS = 8
 """How many of its nearest each sample is compared with."""
 _RARE = 100.0
 """One sample in so many has a twin, before anything is seen of it: with the set's size, the prior odds of a pair."""
-_SLACK = 0.05
+_SLACK = 0.08
 """A near copy is another picture, by about this part of what one augmented view does (variance)."""
 _SOFT = 2.0
 """The evidence counts half: features are neither normal nor independent."""
@@ -48,13 +49,15 @@ class Appearance:
     Args:
         n: number of samples.
         features: number of features, D.
+        labels: where each sample's boxes lie; None leaves labels out of it.
 
     Attributes:
         mean: (N, D) float16, in standard deviations of the set, mean over epochs.
         weight: (N,) whole views behind it.
     """
 
-    def __init__(self, n: int, features: int) -> None:
+    def __init__(self, n: int, features: int, labels: Layout | None = None) -> None:
+        self._labels = labels
         self.mean: NDArray[np.float16] = np.zeros((n, features), np.float16)
         self.weight: NDArray[np.float64] = np.zeros(n)
         self._spread = np.zeros(n)
@@ -109,6 +112,8 @@ class Appearance:
     def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return each sample's nearest and how likely each is the same picture: (N, K) numbers, (N, K) in [0, 1].
 
+        Where labels are known, that the boxes agree is evidence as well, as far as they would not by chance; and what
+        is returned is the likelihood times the share of boxes on which the two agree.
         -1 and 0 where there is none, and all over before three epochs were seen.
         """
         n = len(self.mean)
@@ -123,10 +128,15 @@ class Appearance:
         # In these coordinates the distance orders pairs as the evidence does, at the same own scatter.
         found = nearest(points * np.sqrt(between / (unit * (between + unit))), min(NEIGHBOURS, len(known) - 1))
         evidence = _evidence(points, found, between, noise * unit)
+        agreement: NDArray[np.float64] | float = 1.0
+        if self._labels is not None:
+            pair = np.repeat(known, found.shape[1]), known[found].ravel()
+            agreement = self._labels.agreement(*pair).reshape(found.shape)
+            evidence += self._labels.evidence(*pair).reshape(found.shape)
         odds = (evidence - np.log(len(known) * _RARE)) / _SOFT
         width = found.shape[1]
         neighbours[known, :width] = known[found]
-        kernel[known, :width] = 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
+        kernel[known, :width] = agreement / (1 + np.exp(-np.clip(odds, -50, 50)))
         return neighbours, kernel
 
     @property

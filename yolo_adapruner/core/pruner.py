@@ -16,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.core import controller
+from yolo_adapruner.core.appearance import Appearance
 from yolo_adapruner.core.history import EpochRecord, RunningMoments
+from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.mask import Mask
+from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion
@@ -51,6 +54,7 @@ class Settings:
     tolerance: float
     match: float
     judge: bool = True
+    redundancy: float = 0.0
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
@@ -78,6 +82,8 @@ class Pruner:
         seed: decides ties in the final selection.
         judge: learns in each joint epoch which samples read like spoilt ones; None leaves the surprise.
         readings: number of readings a sample gives in a joint epoch, the channels first, R >= C; None: no others.
+        features: length of the vector by which samples are compared with each other; 0 compares none.
+        layout: where each sample's boxes lie, for that comparison; None where samples have none.
 
     Attributes:
         stage: the stage of the epoch that runs now or comes next.
@@ -90,6 +96,8 @@ class Pruner:
         seen: (N,) whole views that each sample was judged on over the joint epochs, >= 0; 0 where nothing is known.
         kept: (N,) bool once the fine-tune stage has begun, None before.
         trace: (joint epochs, N) uint8, round(255 * weight) after each joint epoch so far, at that epoch's s; 0 beyond.
+        appearance: what each sample looks like, over all epochs so far, the warm-up's too; None without features.
+        redundancy: which samples are there already in others.
     """
 
     def __init__(
@@ -102,10 +110,14 @@ class Pruner:
         *,
         judge: Judge | None = None,
         readings: int | None = None,
+        features: int = 0,
+        layout: Layout | None = None,
     ) -> None:
         self.settings, self.seed = settings, seed
         self.channels, self.readings = channels, readings or channels
         self.suspicion = Suspicion(n, judge)
+        self.appearance = Appearance(n, features, layout) if features and settings.redundancy else None
+        self.redundancy = Redundancy(n)
         self.mask = Mask(n)
         self.moments = RunningMoments(n, channels + 1)
         self.signal: NDArray[np.float64] = np.full(n, np.nan)
@@ -171,6 +183,8 @@ class Pruner:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.readings if self.rehearses else self.channels)
         self._rehearsed = EpochRecord(self.n, self.readings) if self.rehearses else None
+        if self.appearance is not None:
+            self.appearance.open_epoch()
 
     def weights(self) -> NDArray[np.float32] | None:
         """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one."""
@@ -212,6 +226,8 @@ class Pruner:
             What the epoch ran under and what share was kept after it: stage, kept, target, s, lambda.
         """
         ran = {"stage": float(self.stage), "target": self.state.target, "s": self.state.s, "lambda": self.state.lam}
+        if self.appearance is not None:
+            self.appearance.close_epoch()
         if self.stage is Stage.WARMUP:
             ran |= {"target": 1.0, "s": 0.0, "lambda": 0.0}
             self._close_warmup(metric, works)
@@ -241,6 +257,7 @@ class Pruner:
         suspected = self.suspicion.signal
         self.signal = surprise(self.moments.means[:, :-1]) if suspected is None else suspected
         f = pressure(sample_loss(self.signal, self.settings.tau))
+        f = f + self._redundant(f, evidence)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         neutral = float(np.nanquantile(f, 1 - self.settings.share)) if np.isfinite(f).any() else 0.0
@@ -259,9 +276,25 @@ class Pruner:
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
         if state.best_epoch != self.state.best_epoch:
             self._best_logits = self._scores()
+            self.redundancy.remember()
         self.state = state
         if state.epoch >= self.joint_epochs:
             self.decide()
+
+    def _redundant(self, own: NDArray[np.float64], evidence: NDArray[np.float64]) -> NDArray[np.float64] | float:
+        """How much each sample's pressure grows for what others show already, (N,); settles the earlier epochs'."""
+        if self.appearance is None:
+            return 0.0
+        graph = Graph.of(*self.appearance.pairs())
+        whole = self.settings.redundancy * self.settings.clip
+        # Weights as they will be at the end: at small s every y is near 0.5 and tells nobody apart. Without what was
+        # paid: a copy that is out for its twin's sake would be in if the twin went.
+        alone = Mask(self.n)
+        alone.logits = self.mask.logits + self.settings.rate * whole * self.redundancy.paid
+        weights = alone.weights(self.settings.s_end)
+        taken, owed = self.redundancy.step(graph, own, weights, evidence, self.appearance.known)
+        self.mask.logits -= self.settings.rate * whole * owed
+        return whole * taken
 
     def decide(self) -> NDArray[np.bool_]:
         """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched.
@@ -270,6 +303,8 @@ class Pruner:
         others. A run that was stopped before any sample was judged keeps them all: ties are no reason to drop one.
         """
         self.mask.logits = self._scores() if self._best_logits is None else self._best_logits
+        if self._best_logits is not None:
+            self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
         self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed)
         self.stage = Stage.FINETUNE
@@ -293,6 +328,8 @@ class Pruner:
             "controller": asdict(self.state),
             "warm_epochs": self._warm_epochs,
             "trace": self.history[1].copy(),
+            "appearance": None if self.appearance is None else self.appearance.state_dict(),
+            "redundancy": self.redundancy.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -313,6 +350,9 @@ class Pruner:
         self.seen = np.array(state["seen"], np.float64)
         self.kept = None if state["kept"] is None else np.array(state["kept"], bool)
         self.moments.load_state_dict(state["moments"])
+        self.redundancy.load_state_dict(state["redundancy"])
+        if self.appearance is not None:
+            self.appearance.load_state_dict(state["appearance"])
         self.state = replace(self.state, **state["controller"])
         self._warm_epochs = int(state["warm_epochs"])
         self.trace[: self.state.epoch] = state["trace"]

@@ -116,6 +116,21 @@ class Redundancy:
         self.twin: NDArray[np.int64] = np.full(n, -1, np.int64)
         self.similarity: NDArray[np.float64] = np.full(n, np.nan)
         self._paid = np.zeros(n)
+        self._remembered: tuple[NDArray[Any], ...] | None = None
+
+    @property
+    def paid(self) -> NDArray[np.float64]:
+        """What each sample's pressure has grown by over all epochs, (N,), in units of one whole copy an epoch."""
+        return self._paid * self.taken
+
+    def remember(self) -> None:
+        """Keep the account as it is now, for the mask that is kept."""
+        self._remembered = self.taken, self.twin, self.similarity
+
+    def recall(self) -> None:
+        """Go back to the account that was kept, if one was."""
+        if self._remembered is not None:
+            self.taken, self.twin, self.similarity = self._remembered
 
     def step(
         self,
@@ -136,7 +151,7 @@ class Redundancy:
         Args:
             graph: who is like whom, as far as known now.
             pressure: (N,) each sample's own, NaN unknown.
-            weights: (N,) y.
+            weights: (N,) y, what each would weigh if nothing were like it.
             evidence: (N,) in [0, 1] the part of this epoch's step that each sample takes.
             known: (N,) bool, whose neighbours are known.
 
@@ -152,11 +167,17 @@ class Redundancy:
         self.taken = taken
         return taken, owed
 
-    def state_dict(self) -> dict[str, NDArray[Any]]:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, as arrays."""
-        return {name: getattr(self, name).copy() for name in ("taken", "twin", "similarity", "_paid")}
+        now = {name: getattr(self, name).copy() for name in (*_ACCOUNT, "_paid")}
+        return {**now, "remembered": None if self._remembered is None else list(self._remembered)}
 
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.taken, self.similarity = np.array(state["taken"]), np.array(state["similarity"])
-        self.twin, self._paid = np.array(state["twin"]), np.array(state["_paid"])
+        for name in (*_ACCOUNT, "_paid"):
+            setattr(self, name, np.array(state[name]))
+        kept = state["remembered"]
+        self._remembered = None if kept is None else tuple(np.array(part) for part in kept)
+
+
+_ACCOUNT = ("taken", "twin", "similarity")

@@ -54,6 +54,8 @@ class Outcome:
             - seen: what it was judged on in them, in whole views of it; a part, mixed with other images, counts by its
               area. A score from less than one view rests on little.
             - boxes: labelled boxes.
+            - similarity: how likely the nearest other image is the same picture, [0, 1]; NaN where images were not
+              compared. twin: row of the most similar image that it gives way to, -1 for none.
         history: joint epochs (E,) and round(255 * weight) after each, (E, N) uint8; None where there was no mask.
     """
 
@@ -73,6 +75,7 @@ class Outcome:
             names = ("logit", "signal", "signal_mean", "signal_spread", *channels)
             columns = {"weight": np.ones(n), **dict.fromkeys(names, nan), "suspicion": nan, "kind": np.full(n, "")}
             kept, epochs, seen = np.ones(n, bool), np.zeros(n, np.int64), np.zeros(n)
+            likeness = {"similarity": nan, "twin": np.full(n, -1)}
         else:
             if pruner.kept is None:
                 raise RunError("Expected a run whose mask is decided, but it stopped before the joint stage ended.")
@@ -88,8 +91,10 @@ class Outcome:
                 "kind": pruner.suspicion.kind,
             }
             kept, epochs, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64), pruner.seen
+            likeness = {"similarity": pruner.redundancy.similarity, "twin": pruner.redundancy.twin}
         tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}
-        return cls(paths, kept, {**columns, **tail}, pruner.history if pruner is not None else None)
+        columns = {**columns, **tail, **likeness}
+        return cls(paths, kept, columns, pruner.history if pruner is not None else None)
 
 
 def write(

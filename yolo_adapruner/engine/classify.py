@@ -64,6 +64,10 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         self._rehearsal = None
         return None, len(self.channels)
 
+    def _likeness(self, model: Any) -> tuple[int, None]:
+        self._features = None
+        return 0, None
+
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
         return classset.subset(dataset, keep)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.engine.trouble import quiet
 
 
@@ -38,6 +39,13 @@ def box_counts(dataset: Any, paths: Sequence[str]) -> list[int]:
     """Return the number of labelled boxes of each path."""
     counts = {identity(f): len(label["cls"]) for f, label in zip(dataset.im_files, dataset.labels, strict=True)}
     return [counts[p] for p in paths]
+
+
+def layout(dataset: Any, paths: Sequence[str]) -> Layout:
+    """Return where the labelled boxes of each path lie; of rotated ones, the upright boxes round them."""
+    labels = {identity(f): label for f, label in zip(dataset.im_files, dataset.labels, strict=True)}
+    own = [labels[p] for p in paths]
+    return Layout([label["cls"] for label in own], [label["bboxes"] for label in own])
 
 
 def extents(dataset: Any) -> NDArray[np.float64]:

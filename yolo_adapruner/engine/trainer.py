@@ -20,6 +20,8 @@ from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_mo
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core import distributed
+from yolo_adapruner.core.appearance import dimensions
+from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.core.suspicion import Judge
@@ -29,6 +31,7 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import evidence, heads, labelcache, launch, runtime, shown, state, warmstart
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
+from yolo_adapruner.engine.features import FeatureTap
 from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
@@ -170,8 +173,17 @@ class AdaPruneMixin(Resumable):
         self._tap = self._tapped(model)
         judge, readings = self._judge()
         settings = Settings(**self.prune_config.model_dump())
+        features, layout = self._likeness(model)
         self.pruner = Pruner(
-            len(self.paths), len(self.channels), self.epochs, settings, self.args.seed, judge=judge, readings=readings
+            len(self.paths),
+            len(self.channels),
+            self.epochs,
+            settings,
+            self.args.seed,
+            judge=judge,
+            readings=readings,
+            features=features,
+            layout=layout,
         )
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
@@ -234,13 +246,18 @@ class AdaPruneMixin(Resumable):
         weights = pruner.weights()
         self._weights = None if weights is None else torch.from_numpy(weights)
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
+        self._looks = evidence.Evidence()
         self._tap.clear()  # what a batch that failed has left there
         self._tap.watching = pruner.stage is not Stage.FINETUNE
+        if self._features is not None:
+            self._features.watching = self._tap.watching
         if pruner.stage is not Stage.FINETUNE:
             self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
 
     def _enter(self, pruner: Pruner, stage: Stage) -> None:
         """Make the loader fit the stage: only kept images in the fine-tune stage."""
+        if stage is Stage.FINETUNE and self._features is not None:
+            self._features.close()
         if stage is Stage.FINETUNE and pruner.kept is not None:
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             self._kept_dataset = self._subset(self.train_loader.dataset, keep)
@@ -284,8 +301,13 @@ class AdaPruneMixin(Resumable):
     def _observe_batch(self, pruner: Pruner) -> None:
         if (readings := self._readings()) is not None:
             self._evidence.add(self._batch_ids, readings, self._views)
+            looks = None if self._features is None else self._features.take(self._tap.owners)
+            if looks is not None:
+                unsound = readings.isnan().all(1, keepdim=True)
+                self._looks.add(self._batch_ids, looks.masked_fill(unsound, torch.nan), self._views)
         if self.taken is not None:  # upstream steps before it says that the batch has ended
             self._evidence.settle(self.taken)
+            self._looks.settle(self.taken)
             self.taken = None
         self._tap.clear()
 
@@ -302,6 +324,10 @@ class AdaPruneMixin(Resumable):
             true, rehearsed = np.split(values, [pruner.readings], 1) if pruner.rehearses else (values, None)
             pruner.observe(ids, true, views, rehearsed=rehearsed)
         distributed.add_up(pruner.totals, self.device)
+        if pruner.appearance is not None:
+            if (looks := self._looks.collect()) is not None:
+                pruner.appearance.add(*looks)
+            distributed.add_up(pruner.appearance.totals, self.device)
         fits = self._fit(pruner.record.means())
         works = min(fits.values()) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
@@ -337,6 +363,13 @@ class AdaPruneMixin(Resumable):
             return None, len(self.channels)
         self._rehearsal = Rehearsal.of(self.train_loader.dataset, self._ids, self.data["nc"], self.args.seed)
         return FaultJudge(self._rehearsal.kinds, self.args.seed, self.device), len(FEATURES)
+
+    def _likeness(self, model: Any) -> tuple[int, Layout | None]:
+        """Return how long the vector is by which images are compared, 0 if they are not, and where their boxes lie."""
+        # A compiled forward runs no hooks.
+        features = dimensions(len(self.paths)) if self.prune_config.redundancy and not self.args.compile else 0
+        self._features = FeatureTap(model.model[-1], features) if features else None
+        return features, images.layout(self.train_loader.dataset, self.paths) if features else None
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
         """Return the part of a training set that is kept."""
