@@ -28,6 +28,9 @@ STATED = {
     "clip": 4.0,
     "tolerance": 0.1,
     "match": 0.02,
+    "weight_min": 0.0,
+    "memory": 1.0,
+    "floor": 0.8,
 }
 
 

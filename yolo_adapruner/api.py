@@ -24,8 +24,8 @@ def prune(
     Args:
         run: a run config: path, name of a packaged one, mapping, or `RunConfig`.
         config: settings of the method, in place of the run config's `prune:` section.
-        overrides: settings that win over the run config: `prune=0.1` for the share alone, `data=`, `model=`,
-            `epochs=` and so on; what is not ours goes to Ultralytics.
+        overrides: settings that win over the run config: `prune=0.1` for the share alone, `keep="list.txt"`, `data=`,
+            `model=`, `epochs=` and so on; what is not ours goes to Ultralytics.
 
     Returns:
         The finished run: its folder, `best.pt`, the pruned data file, counts.

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.core import controller
+from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.history import EpochRecord, RunningMoments
 from yolo_adapruner.core.mask import Mask
 from yolo_adapruner.core.selection import select_kept, unknown_last
@@ -32,7 +33,10 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """The method's settings; `PruneConfig` documents them and holds ranges and defaults."""
+    """The method's settings; `PruneConfig` documents them and holds ranges and defaults.
+
+    `floor` and `keep` reach the pruner as `Constraints`: only its caller knows groups and lists.
+    """
 
     share: float
     warmup: Literal["auto"] | int
@@ -49,6 +53,10 @@ class Settings:
     clip: float
     tolerance: float
     match: float
+    weight_min: float
+    memory: float
+    floor: float
+    keep: str | None
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
@@ -74,6 +82,8 @@ class Pruner:
         epochs: epoch budget of the run, all stages together.
         settings: the method's settings.
         seed: decides ties in the final selection.
+        constraints: what the final selection must not lose. Required samples are outside the game: their weight is 1,
+            their logit stays where it starts, and the rest bears the whole share.
 
     Attributes:
         stage: the stage of the epoch that runs now or comes next.
@@ -85,8 +95,17 @@ class Pruner:
         kept: (N,) bool once the fine-tune stage has begun, None before.
     """
 
-    def __init__(self, n: int, channels: int, epochs: int, settings: Settings, seed: int = 0) -> None:
+    def __init__(
+        self,
+        n: int,
+        channels: int,
+        epochs: int,
+        settings: Settings,
+        seed: int = 0,
+        constraints: Constraints | None = None,
+    ) -> None:
         self.settings, self.seed = settings, seed
+        self.constraints = constraints or Constraints()
         self.mask = Mask(n)
         self.moments = RunningMoments(n, channels + 1)
         self.signal: NDArray[np.float64] = np.full(n, np.nan)
@@ -124,8 +143,17 @@ class Pruner:
         self._record = EpochRecord(self.n, self.moments.mean.shape[1] - 1)
 
     def weights(self) -> NDArray[np.float32] | None:
-        """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one."""
-        return self.mask.weights(self.state.s) if self.stage is Stage.JOINT else None
+        """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one.
+
+        None lies below `weight_min`: what is not learned at all reads ever worse, and could not be taken back.
+        """
+        if self.stage is not Stage.JOINT:
+            return None
+        least = np.float32(self.settings.weight_min)
+        weights = least + (1 - least) * self.mask.weights(self.state.s)
+        if self.constraints.required is not None:
+            weights[self.constraints.required] = 1
+        return weights
 
     def observe(
         self, ids: NDArray[np.integer], readings: NDArray[np.floating], area: NDArray[np.floating] | None = None
@@ -182,17 +210,20 @@ class Pruner:
         f = pressure(sample_loss(self.signal, self.settings.tau))
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
-        neutral = float(np.nanquantile(f, 1 - self.settings.share)) if np.isfinite(f).any() else 0.0
+        game, share = self._in_the_game()
+        judged = f[game & np.isfinite(f)]
+        neutral = float(np.quantile(judged, 1 - share)) if len(judged) else 0.0
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
             self.mask.update(
-                np.where(np.isnan(f), neutral, f),
+                np.where(game, np.where(np.isnan(f), neutral, f), np.nan),
                 neutral=neutral,
                 lam=self.state.lam,
                 target=self.state.target,
                 rate=self.settings.rate,
                 clip=self.settings.clip,
                 evidence=evidence,
+                memory=self.settings.memory,
             )
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
         if state.best_epoch != self.state.best_epoch:
@@ -209,9 +240,16 @@ class Pruner:
         """
         self.mask.logits = self._scores() if self._best_logits is None else self._best_logits
         share = self.settings.share if self.seen.any() else 0.0
-        self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed)
+        self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed, constraints=self.constraints)
         self.stage = Stage.FINETUNE
         return self.kept
+
+    def _in_the_game(self) -> tuple[NDArray[np.bool_], float]:
+        """Which samples may go, (N,), and the share of them that shall, [0, 1]."""
+        if self.constraints.required is None:
+            return np.ones(self.n, bool), self.settings.share
+        game = ~self.constraints.required
+        return game, min(self.settings.share * self.n / max(int(game.sum()), 1), 1.0)
 
     def _scores(self) -> NDArray[np.float64]:
         """The logits as they are now, (N,), NaN where nothing of the sample was ever seen."""

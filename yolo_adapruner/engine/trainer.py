@@ -18,12 +18,14 @@ from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
 
 from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
+from yolo_adapruner.data.keep import read_keep, refuse_too_many
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import distributed, evidence, heads, labelcache, launch, runtime, state
+from yolo_adapruner.engine import distributed, evidence, heads, labelcache, labels, launch, runtime, state
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.losses import LossTap
@@ -33,7 +35,7 @@ from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line
 from yolo_adapruner.engine.tryout import try_out
-from yolo_adapruner.errors import ConfigError, DataError
+from yolo_adapruner.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -129,8 +131,17 @@ class AdaPruneMixin(Resumable):
                 f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
                 f"the first: {self.skipped[0]}"
             )
+        self.constraints = self._constraints()
         self._set_up_mask()
         self.take_up()
+
+    def _constraints(self) -> Constraints:
+        """What the selection must not lose, by labels and by the user's list."""
+        config = self.prune_config
+        required = None if config.keep is None else read_keep(config.keep, self.paths, self.data.get("path", "."))
+        refuse_too_many(required, config.share)
+        groups = labels.groups(self.train_loader.dataset, self.paths, self.data["names"], self.args.imgsz)
+        return Constraints(groups, config.floor, required)
 
     def _set_up_mask(self) -> None:
         share = self.prune_config.share
@@ -153,9 +164,8 @@ class AdaPruneMixin(Resumable):
             )
         if left == len(self.paths):
             LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
-        self.pruner = Pruner(
-            len(self.paths), len(CHANNELS), self.epochs, Settings(**self.prune_config.model_dump()), self.args.seed
-        )
+        settings = Settings(**self.prune_config.model_dump())
+        self.pruner = Pruner(len(self.paths), len(CHANNELS), self.epochs, settings, self.args.seed, self.constraints)
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
@@ -214,6 +224,7 @@ class AdaPruneMixin(Resumable):
     def _enter(self, pruner: Pruner, stage: Stage) -> None:
         """Make the loader fit the stage: only kept images in the fine-tune stage."""
         if stage is Stage.FINETUNE and pruner.kept is not None:
+            self._say_if_eased(pruner.kept)
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             full = self.train_loader.dataset
             self._kept_dataset = images.subset(full, keep, self.args)
@@ -232,6 +243,14 @@ class AdaPruneMixin(Resumable):
         self._entered = stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
+
+    def _say_if_eased(self, kept: NDArray[np.bool_]) -> None:
+        asked, share = self.constraints.floor, self.prune_config.share
+        if (held := self.constraints.held(kept, share)) < asked - 1e-9 and not kept.all():
+            LOGGER.warning(
+                f"prune {share:g} leaves too little to choose from for floor {asked:g}: eased to {held:.2f} for every "
+                "class, size and the images without boxes"
+            )
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do Ultralytics' own, and set each owner's weight for the loss that follows."""
@@ -295,11 +314,18 @@ class AdaPruneMixin(Resumable):
         """Return the pruner's state and the stage that this epoch's loader was made for."""
         if self.pruner is None or self._entered is None:
             return None
-        return {"pruner": self.pruner.state_dict(), "entered": int(self._entered[0])}
+        required = self.constraints.required
+        return {"pruner": self.pruner.state_dict(), "entered": int(self._entered[0]), "required": required}
 
     def take_up_mask(self, mask: dict[str, Any]) -> None:
         """Give the pruner the state it had."""
         if self.pruner is not None:
+            required = self.constraints.required
+            if required is not None and not np.array_equal(mask["required"], required):
+                raise RunError(
+                    f"Expected {self.prune_config.keep} as it was when the run began, but it names other images: "
+                    "restore it or start a new run."
+                )
             self.pruner.load_state_dict(mask["pruner"])
 
     def enter_again(self, mask: Mapping[str, Any]) -> None:
@@ -334,7 +360,9 @@ class AdaPruneMixin(Resumable):
             self._export(metrics)
 
     def _export(self, metrics: dict[str, float] | None) -> None:
-        outcome = export.Outcome.of(self.pruner, self.paths, self.boxes, CHANNELS, self.prune_config.share)
+        outcome = export.Outcome.of(
+            self.pruner, self.paths, self.boxes, CHANNELS, self.prune_config.share, self.constraints
+        )
         manifest = {
             "versions": runtime.versions(),
             "hardware": runtime.hardware(self.device),
