@@ -243,3 +243,29 @@ def test_the_kept_share_reaches_the_target(prune, distribution, epochs, neutral_
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+# Forgetting
+
+
+def test_forgetting_alone_puts_no_sample_before_another_and_moves_none_across_the_cut():
+    mask = Mask(50)
+    mask.logits = np.random.default_rng(0).normal(0, 3, 50)
+    before = mask.logits.copy()
+    kept = float((before >= 0).mean())
+    mask.update(np.full(50, 2.0), neutral=2.0, lam=1.0, target=kept, memory=0.3)
+    np.testing.assert_allclose(mask.logits, 0.3 * before)
+
+
+def test_a_sample_forgets_as_far_as_it_learns():
+    mask = Mask(3)
+    mask.logits = np.array([4.0, 4.0, 4.0])
+    mask.update(np.full(3, 2.0), neutral=2.0, lam=1.0, target=1.0, evidence=np.array([1.0, 0.5, 0.0]), memory=0.5)
+    assert mask.logits.tolist() == [2.0, 3.0, 4.0]
+
+
+def test_a_sample_outside_the_game_forgets_nothing():
+    mask = Mask(2)
+    mask.logits = np.array([4.0, 4.0])
+    mask.update(np.array([np.nan, 2.0]), neutral=2.0, lam=1.0, target=1.0, memory=0.5)
+    assert mask.logits.tolist() == [4.0, 2.0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import select_kept
 
@@ -28,6 +29,9 @@ STATED = {
     "clip": 4.0,
     "tolerance": 0.1,
     "match": 0.02,
+    "weight_min": 0.0,
+    "memory": 1.0,
+    "floor": 0.8,
 }
 
 
@@ -486,3 +490,51 @@ def test_stopped_before_anything_was_judged_it_keeps_everything():
     pruner.open_epoch()
     pruner.close_epoch(0.1)
     assert pruner.decide().all()
+
+
+# Coming back, and staying out of the game
+
+
+def after_a_wrong_verdict(**prune) -> tuple[np.ndarray, np.ndarray]:
+    """Which of twenty clean samples came back that were judged wrongly in the middle, and which bad ones went."""
+    readings = Readings()
+    wronged = np.setdiff1d(np.arange(200), readings.bad)[:20]
+    pruner = pruner_of(200, 10, warmup=0, joint=0.9, tau=0.25, clip=20.0, **prune)
+    for epoch in range(9):
+        run_epoch(pruner, readings.of(epoch), metric=0.5 + epoch / 1000)  # the best mask is the last
+        if epoch == 4:
+            pruner.mask.logits[wronged] = -30.0
+    return pruner.kept[wronged], ~pruner.kept[readings.bad]
+
+
+def test_a_sample_that_was_judged_wrongly_once_comes_back_within_the_stage():
+    back, gone = after_a_wrong_verdict(memory=PruneConfig().memory)
+    assert back.mean() >= 0.9
+    assert gone.mean() >= 0.7
+
+
+def test_without_forgetting_it_would_not():
+    back, _ = after_a_wrong_verdict(memory=1.0)
+    assert back.mean() <= 0.2
+
+
+def test_no_weight_lies_below_the_least():
+    pruner = pruner_of(200, 30, warmup=0, weight_min=0.25, s_start=5.0)
+    pruner.mask.logits[:3] = [-50, 0, 50]
+    assert pruner.weights()[:3].tolist() == [0.25, 0.625, 1.0]
+
+
+def test_required_samples_weigh_1_keep_their_logit_and_leave_the_share_to_the_others():
+    readings = Readings()
+    required = np.isin(np.arange(200), readings.bad[:10])
+    settings = Settings(**PruneConfig(**{**STATED, "warmup": 0, "s_start": 5.0}).model_dump())
+    pruner = Pruner(200, CHANNELS, 30, settings, constraints=Constraints(required=required))
+    rows = run(pruner, 9, readings.of)
+    assert (pruner.mask.logits[required] == 1).all()
+    assert pruner.kept[required].all()
+    assert (~pruner.kept).sum() == 20
+    assert not pruner.kept[np.setdiff1d(readings.bad, np.flatnonzero(required))].any()
+    assert abs(rows[-1]["kept"] - 0.9) <= 0.02
+    fresh = Pruner(200, CHANNELS, 30, settings, constraints=Constraints(required=required))
+    fresh.mask.logits[:] = -3
+    assert (fresh.weights() == 1).tolist() == required.tolist()

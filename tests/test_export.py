@@ -17,6 +17,7 @@ from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export as module
+from yolo_adapruner.data.explain import with_reasons
 from yolo_adapruner.data.export import Outcome, export, hash_paths, read, replace_file, scores_table, write
 from yolo_adapruner.errors import ConfigError, RunError
 
@@ -38,6 +39,8 @@ COLUMNS = [
     "boxes",
     "similarity",
     "twin",
+    "reason",
+    "detail",
 ]
 N = 40
 
@@ -133,12 +136,12 @@ def test_scores_are_a_row_an_image_in_the_documented_columns(run):
     assert list(rows[0]) == COLUMNS
     assert [row["path"] for row in rows] == outcome.paths
     assert [row["kept"] == "true" for row in rows] == outcome.kept.tolist()
-    for name in COLUMNS[2:]:
+    for name in COLUMNS[2:-2]:
         values = [row[name] if name == "kind" else float(row[name]) for row in rows]
         np.testing.assert_array_equal(values, outcome.columns[name], err_msg=name)
     table = pl.read_parquet(run / "scores.parquet")
     assert table.columns == COLUMNS
-    assert table.equals(scores_table(outcome), null_equal=True)
+    assert table.equals(scores_table(with_reasons(outcome)), null_equal=True)
 
 
 def test_kept_and_dropped_are_all_images_once_by_absolute_path(run):
@@ -230,7 +233,7 @@ def test_the_outcome_of_a_pruner():
         pruner.observe(np.arange(50), values)
         pruner.close_epoch(0.5)
     outcome = Outcome.of(pruner, paths, list(range(50)), CHANNELS, 0.2)
-    assert list(scores_table(outcome).columns) == COLUMNS
+    assert list(scores_table(outcome).columns) == COLUMNS[:-2]
     assert (outcome.kept == pruner.kept).all()
     assert (~outcome.kept).sum() == 10
     assert set(np.argsort(outcome.columns["logit"])[:10]) == set(np.flatnonzero(~outcome.kept))
@@ -274,7 +277,7 @@ def test_a_run_stopped_before_it_judged_has_no_scores_to_cut(tmp_path):
 def test_the_outcome_of_a_run_without_pruning_keeps_everything():
     paths = [f"/i/{i}.jpg" for i in range(3)]
     outcome = Outcome.of(None, paths, [1, 0, 2], CHANNELS, 0.0)
-    assert list(scores_table(outcome).columns) == COLUMNS
+    assert list(scores_table(outcome).columns) == COLUMNS[:-2]
     assert outcome.kept.all()
     assert outcome.columns["weight"].tolist() == [1, 1, 1]
     assert np.isnan(outcome.columns["logit"]).all()
@@ -375,8 +378,10 @@ def test_the_runs_own_share_cut_again_is_the_run(run):
 def test_another_share_changes_kept_and_no_score(run):
     export(run, [0.5])
     own, other = pl.read_csv(run / "scores.csv"), pl.read_csv(run / "prune-0.5/scores.csv")
-    assert own.drop("kept").equals(other.drop("kept"), null_equal=True)
+    depends = ("kept", "reason", "detail")
+    assert own.drop(depends).equals(other.drop(depends), null_equal=True)
     assert other["kept"].sum() == 20
+    assert ((other["reason"] == "") == other["kept"]).all()
 
 
 def test_shares_come_again_byte_for_byte(run):

@@ -25,7 +25,7 @@ def prune(
         run: a run config: path, name of a packaged one, mapping, or `RunConfig`.
         config: settings of the method, in place of the run config's `prune:` section.
         overrides: settings that win over the run config: `prune=0.1` for the share alone, `data=`, `model=`,
-            `epochs=`, `start=RUN` for a warm start and so on; what is not ours goes to Ultralytics.
+            `epochs=`, `start=RUN` for a warm start, `keep="list.txt"` and so on; what is not ours goes to Ultralytics.
 
     Returns:
         The finished run: its folder, `best.pt`, the pruned data file, counts.

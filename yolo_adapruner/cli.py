@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--from", dest="start", metavar="RUN", help="begin with what this finished run found; new images begin neutral"
     )
+    train.add_argument("--keep", metavar="LIST", help="file with the images that must stay, a path a line")
     train.add_argument("--resume", metavar="RUN", help="go on with the interrupted run in this folder")
     train.set_defaults(run=_train)
 
@@ -183,13 +184,13 @@ def _sort_words(args: argparse.Namespace, rest: Sequence[str]) -> None:
     args.settings = [word for word in words if SETTING.match(word)] + others[1:]
 
 
-def _run_config(args: argparse.Namespace, share: float | None) -> Any:
+def _run_config(args: argparse.Namespace, share: float | None, **more: Any) -> Any:
     if args.config is None:
         raise ConfigError("Expected a run config, but got none: name a file, or a packaged one such as yolov3-tiny.")
     from yolo_adapruner.config import key_values, load
 
     flags = {k: getattr(args, k) for k in _FLAGS}
-    given = {k: v for k, v in {**flags, "start": getattr(args, "start", None), "prune": share}.items() if v is not None}
+    given = {k: v for k, v in {**flags, "prune": share, **more}.items() if v is not None}
     return load(args.config, {**key_values(args.settings), **given})
 
 
@@ -203,7 +204,7 @@ def _train(args: argparse.Namespace) -> None:
 
         result = resume(args.resume)
     else:
-        config = _run_config(args, args.prune)
+        config = _run_config(args, args.prune, keep=args.keep, start=args.start)
         from yolo_adapruner.engine.run import train
 
         result = train(config)
@@ -214,7 +215,7 @@ def _train(args: argparse.Namespace) -> None:
 def _refuse_beside_resume(args: argparse.Namespace) -> None:
     """A run goes on as it was started; a setting that would be passed over in silence is refused."""
     others = [args.config, *args.settings] + [
-        f"--{name}" for name in (*_FLAGS, "prune") if getattr(args, name) is not None
+        f"--{name}" for name in (*_FLAGS, "prune", "keep") if getattr(args, name) is not None
     ]
     others += ["--from"] if args.start is not None else []
     if given := [word for word in others if word is not None]:

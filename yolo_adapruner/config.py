@@ -7,6 +7,7 @@ checks them, because only the engine may import Ultralytics.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,21 @@ class PruneConfig(BaseModel):
         description="What a copy of an image that stays weighs, as a share of clip; 0 compares no images with each "
         "other.",
     )
+    weight_min: float = Field(0.0, ge=0, lt=1, description="Least weight of an image's loss in the joint stage.")
+    memory: float = Field(0.3, gt=0, le=1, description="Part of a logit that outlives an epoch of the joint stage.")
+    floor: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Each class and each box size keeps at least this times the kept share of its boxes, and so do "
+        "images without boxes; 0 turns it off.",
+    )
+    keep: str | None = Field(None, description="File with the images that must stay, a path a line (--keep).")
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_means_the_same_in_any_folder(cls, value: str | None) -> str | None:
+        return value if value is None else os.path.abspath(value)
 
     @field_validator("warmup", mode="wrap")
     @classmethod
@@ -181,8 +197,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     Args:
         source: a path, the name of a packaged run config (`yolov3-tiny`), or its content as a mapping.
         overrides: `prune` (a share, or a mapping of method settings), `prune.tau` and the like (one method setting),
-            any top-level key, and anything else, which goes to Ultralytics. `prune` and `train` are laid over their
-            sections key by key; None overrides nothing.
+            `keep` for short of `prune.keep`, any top-level key, and anything else, which goes to Ultralytics. `prune`
+            and `train` are laid over their sections key by key; None overrides nothing.
 
     Raises:
         ConfigError: the file is missing, is not YAML, is an Ultralytics architecture, or has settings that cannot be;
@@ -194,6 +210,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     dotted = [key for key in given if isinstance(key, str) and key.startswith(_METHOD)]
     _lay_over(content, "prune", prune if isinstance(prune, Mapping) else {"share": prune})
     _lay_over(content, "prune", {key.removeprefix(_METHOD): given.pop(key) for key in dotted})
+    _lay_over(content, "prune", {key: given.pop(key) for key in ("keep",) if key in given})
     _lay_over(content, "train", train)
     _lay_over(content, "train", {key: value for key, value in given.items() if key not in TOP_LEVEL})
     content |= {key: value for key, value in given.items() if key in TOP_LEVEL}

@@ -10,8 +10,11 @@ whole set back. The second term is its compression term, over the data set rathe
 
 The step is mirror descent with the entropy of a Bernoulli variable as mirror map (exponentiated gradient, Kivinen and
 Warmuth 1997): the gradient by y moves the logit. A plain gradient by m carries a factor y(1 - y), which dies as a
-decision hardens; here a sample whose weight is nearly 0 comes back as fast as it went. The logits have no momentum and
-no decay, so that only a sample's own evidence moves it against the others.
+decision hardens; here a sample whose weight is nearly 0 comes back as fast as it went. The logits have no momentum, so
+that only a sample's own evidence moves it against the others.
+
+A sum of all steps would not forget: the pressure has no upper bound, but no lower one than 1 either, so that a wrong
+epoch pushes a sample out further than many right ones can bring it back. `memory` lets older steps fade.
 
 The compression term has the same gradient for every sample: it moves all logits by one common amount and puts none
 before another. So its step is one number, found by line search: as far as the target, not past it. A fixed step passes
@@ -65,6 +68,7 @@ class Mask:
         rate: float = 0.5,
         clip: float = 20.0,
         evidence: NDArray[np.floating] | None = None,
+        memory: float = 1.0,
     ) -> None:
         """Take one step for every sample that has evidence.
 
@@ -80,6 +84,9 @@ class Mask:
             evidence: (N,) in [0, 1], the part of its own step that each sample takes; 1 each if None. At 0 a sample
                 only goes along with the common step, which puts no sample before another: one that stayed behind
                 would fall out, or stay in, for not having been looked at.
+            memory: part of a logit that outlives the step, (0, 1]. It draws logits towards the cut, which puts no
+                sample before another: only what moved them long ago comes to count for less. A sample forgets as far
+                as it learns, by its `evidence`.
 
         Raises:
             ValueError: `pressure` or `evidence` has another length than the mask.
@@ -93,6 +100,7 @@ class Mask:
         own = np.clip(pressure - neutral, -_MOST, _MOST)
         own = own / (1 + np.abs(own) / clip)
         seen = np.isfinite(own)
+        self.logits[seen] *= 1 - (1 - memory) * share[seen]
         self.logits[seen] -= rate * own[seen] * share[seen]
         reach = lam * rate * clip
         self.logits[seen] += np.clip(self._shift_to(target, seen), -reach, reach)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.core import controller
 from yolo_adapruner.core.appearance import Appearance
+from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.history import EpochRecord, RunningMoments
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.mask import Mask
@@ -36,7 +37,10 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """The method's settings; `PruneConfig` documents them and holds ranges and defaults."""
+    """The method's settings; `PruneConfig` documents them and holds ranges and defaults.
+
+    `floor` and `keep` reach the pruner as `Constraints`: only its caller knows groups and lists.
+    """
 
     share: float
     warmup: Literal["auto"] | int
@@ -53,6 +57,10 @@ class Settings:
     clip: float
     tolerance: float
     match: float
+    weight_min: float
+    memory: float
+    floor: float
+    keep: str | None
     judge: bool = True
     redundancy: float = 0.0
 
@@ -80,6 +88,8 @@ class Pruner:
         epochs: epoch budget of the run, all stages together.
         settings: the method's settings.
         seed: decides ties in the final selection.
+        constraints: what the final selection must not lose. Required samples are outside the game: their weight is 1,
+            their logit stays where it starts, and the rest bears the whole share.
         judge: learns in each joint epoch which samples read like spoilt ones; None leaves the surprise.
         readings: number of readings a sample gives in a joint epoch, the channels first, R >= C; None: no others.
         features: length of the vector by which samples are compared with each other; 0 compares none.
@@ -107,6 +117,7 @@ class Pruner:
         epochs: int,
         settings: Settings,
         seed: int = 0,
+        constraints: Constraints | None = None,
         *,
         judge: Judge | None = None,
         readings: int | None = None,
@@ -114,6 +125,7 @@ class Pruner:
         layout: Layout | None = None,
     ) -> None:
         self.settings, self.seed = settings, seed
+        self.constraints = constraints or Constraints()
         self.channels, self.readings = channels, readings or channels
         self.suspicion = Suspicion(n, judge)
         self.appearance = Appearance(n, features, layout) if features and settings.redundancy else None
@@ -187,8 +199,17 @@ class Pruner:
             self.appearance.open_epoch()
 
     def weights(self) -> NDArray[np.float32] | None:
-        """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one."""
-        return self.mask.weights(self.state.s) if self.stage is Stage.JOINT else None
+        """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one.
+
+        None lies below `weight_min`: what is not learned at all reads ever worse, and could not be taken back.
+        """
+        if self.stage is not Stage.JOINT:
+            return None
+        least = np.float32(self.settings.weight_min)
+        weights = least + (1 - least) * self.mask.weights(self.state.s)
+        if self.constraints.required is not None:
+            weights[self.constraints.required] = 1
+        return weights
 
     def observe(
         self,
@@ -260,17 +281,20 @@ class Pruner:
         f = f + self._redundant(f, evidence)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
-        neutral = float(np.nanquantile(f, 1 - self.settings.share)) if np.isfinite(f).any() else 0.0
+        game, share = self._in_the_game()
+        judged = f[game & np.isfinite(f)]
+        neutral = float(np.quantile(judged, 1 - share)) if len(judged) else 0.0
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
             self.mask.update(
-                np.where(np.isnan(f), neutral, f),
+                np.where(game, np.where(np.isnan(f), neutral, f), np.nan),
                 neutral=neutral,
                 lam=self.state.lam,
                 target=self.state.target,
                 rate=self.settings.rate,
                 clip=self.settings.clip,
                 evidence=evidence,
+                memory=self.settings.memory,
             )
         self.trace[self.state.epoch] = np.rint(255 * self.mask.weights(self.state.s))
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
@@ -306,9 +330,16 @@ class Pruner:
         if self._best_logits is not None:
             self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
-        self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed)
+        self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed, constraints=self.constraints)
         self.stage = Stage.FINETUNE
         return self.kept
+
+    def _in_the_game(self) -> tuple[NDArray[np.bool_], float]:
+        """Which samples may go, (N,), and the share of them that shall, [0, 1]."""
+        if self.constraints.required is None:
+            return np.ones(self.n, bool), self.settings.share
+        game = ~self.constraints.required
+        return game, min(self.settings.share * self.n / max(int(game.sum()), 1), 1.0)
 
     def _scores(self) -> NDArray[np.float64]:
         """The logits as they are now, (N,), NaN where nothing of the sample was ever seen."""

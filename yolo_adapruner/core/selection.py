@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.floors import Constraints, refused
+
 
 def drop_count(n: int, prune: float) -> int:
     """Return how many of `n` samples a share `prune` in [0, 1) removes: round(prune * n), halves to the even number."""
     return round(prune * n)
 
 
-def select_kept(scores: NDArray[np.floating], prune: float, *, seed: int = 0) -> NDArray[np.bool_]:
-    """Return which samples stay, (N,) bool: all but the `drop_count` lowest scores.
+def select_kept(
+    scores: NDArray[np.floating], prune: float, *, seed: int = 0, constraints: Constraints | None = None
+) -> NDArray[np.bool_]:
+    """Return which samples stay, (N,) bool: all but the `drop_count` lowest scores that may go.
 
     Equal scores are ordered by a permutation that depends on `seed` and N alone. So a tie is decided the same way each
     time, and not in favour of the first files of a list, which are often the frames of one video.
@@ -21,9 +25,10 @@ def select_kept(scores: NDArray[np.floating], prune: float, *, seed: int = 0) ->
         scores: what each sample is worth keeping, (N,), higher is better; must be finite.
         prune: share to remove, in [0, 1).
         seed: decides ties only.
+        constraints: what must not be lost; floors give way before the count does, see `floors.refused`.
 
     Raises:
-        ValueError: a score is not finite, or `prune` lies outside [0, 1).
+        ValueError: a score is not finite, `prune` lies outside [0, 1), or too many samples are required.
     """
     scores = np.asarray(scores)
     if not 0 <= prune < 1:
@@ -33,7 +38,7 @@ def select_kept(scores: NDArray[np.floating], prune: float, *, seed: int = 0) ->
     n = len(scores)
     order = np.lexsort((np.random.default_rng(seed).permutation(n), scores))
     kept = np.ones(n, bool)
-    kept[order[: drop_count(n, prune)]] = False
+    kept[refused(order, drop_count(n, prune), constraints or Constraints(), prune)] = False
     return kept
 
 

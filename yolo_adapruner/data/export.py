@@ -13,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.selection import select_kept, unknown_last
-from yolo_adapruner.data import classfolders
+from yolo_adapruner.data import classfolders, explain
+from yolo_adapruner.data.keep import refuse_too_many
 from yolo_adapruner.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ class Outcome:
             - boxes: labelled boxes.
             - similarity: how likely the nearest other image is the same picture, [0, 1]; NaN where images were not
               compared. twin: row of the most similar image that it gives way to, -1 for none.
+
+            `write` adds `reason` and `detail`, see `explain.with_reasons`.
+        constraints: what the selection must not lose.
         history: joint epochs (E,) and round(255 * weight) after each, (E, N) uint8; None where there was no mask.
     """
 
@@ -63,10 +68,17 @@ class Outcome:
     kept: NDArray[np.bool_]
     columns: Mapping[str, NDArray[Any]]
     history: tuple[NDArray[np.int64], NDArray[np.uint8]] | None = None
+    constraints: Constraints = field(default_factory=Constraints)
 
     @classmethod
     def of(
-        cls, pruner: Pruner | None, paths: Sequence[str], boxes: Sequence[int], channels: Sequence[str], share: float
+        cls,
+        pruner: Pruner | None,
+        paths: Sequence[str],
+        boxes: Sequence[int],
+        channels: Sequence[str],
+        share: float,
+        constraints: Constraints | None = None,
     ) -> Outcome:
         """Return what a pruner found, or everything kept where there was none (share 0)."""
         n = len(paths)
@@ -94,7 +106,8 @@ class Outcome:
             likeness = {"similarity": pruner.redundancy.similarity, "twin": pruner.redundancy.twin}
         tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}
         columns = {**columns, **tail, **likeness}
-        return cls(paths, kept, columns, pruner.history if pruner is not None else None)
+        history = pruner.history if pruner is not None else None
+        return cls(paths, kept, columns, history, constraints or Constraints())
 
 
 def write(
@@ -109,11 +122,15 @@ def write(
         data: its content as Ultralytics resolved it (absolute split paths).
         manifest: what else the manifest shall say (versions, seed, settings).
     """
+    outcome = explain.with_reasons(outcome)
     with replace_file(folder / MASK) as temporary, temporary.open("wb") as stream:
         arrays: dict[str, Any] = {"paths": np.array(outcome.paths), "kept": outcome.kept, **outcome.columns}
+        arrays |= explain.arrays(outcome.constraints)
         np.savez_compressed(stream, **arrays)
+    settings = manifest.get("prune", {})
     content = {
         **manifest,
+        **explain.facts(outcome, settings.get("share", 0.0), settings.get("floor", 0.0)),
         "images": {
             "total": len(outcome.paths),
             "kept": int(outcome.kept.sum()),
@@ -153,12 +170,14 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
     if shares and not np.isfinite(logits).any():
         reason = "stopped before it judged any: start anew" if learned else "was run with prune 0: run it with a share"
         raise RunError(f"Expected a run that scored its images, but {folder} {reason}.")
+    for share in shares:
+        refuse_too_many(outcome.constraints.required, share)
     try:
         written = [_write_files(folder, outcome, manifest["data"])]
         for share in shares:
-            kept = select_kept(unknown_last(logits), share, seed=manifest["seed"])
-            part = Outcome(outcome.paths, kept, outcome.columns)
+            part = _cut(outcome, share, manifest["seed"])
             note = "" if share == learned else f" Extrapolated: the mask was learned for prune {learned:g}."
+            note += _eased(part, share)
             target = folder / f"prune-{share:g}"
             target.mkdir(exist_ok=True)
             written.append(_write_files(target, part, manifest["data"], note=note))
@@ -167,6 +186,19 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
             f"Expected to write into {folder}, but {error.filename}: {error.strerror}. Make room or export a copy."
         ) from None
     return written
+
+
+def _cut(outcome: Outcome, share: float, seed: int) -> Outcome:
+    """Another share cut from the same scores, under the same constraints."""
+    scores = unknown_last(outcome.columns["logit"])
+    kept = select_kept(scores, share, seed=seed, constraints=outcome.constraints)
+    part = replace(outcome, kept=kept)
+    return explain.with_reasons(part) if "reason" in outcome.columns else part
+
+
+def _eased(part: Outcome, share: float) -> str:
+    held = part.constraints.held(part.kept, share)
+    return f" Floors eased to {held:.2f}." if held < part.constraints.floor - 1e-9 else ""
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
@@ -184,7 +216,9 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
             raise RunError(f"Expected the {MASK} that {folder / MANIFEST} names, but its content differs.")
         with np.load(folder / MASK, allow_pickle=False) as arrays:
             paths = [str(p) for p in arrays["paths"]]
-            outcome = Outcome(paths, arrays["kept"], {name: arrays[name] for name in manifest["columns"]})
+            constraints = explain.constraints_of(arrays, manifest["prune"].get("floor", 0.0), len(paths))
+            columns = {name: arrays[name] for name in manifest["columns"]}
+            outcome = Outcome(paths, arrays["kept"], columns, constraints=constraints)
         _check(manifest, outcome)
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(
@@ -205,7 +239,8 @@ def pruned_data(folder: Path, data: Mapping[str, Any]) -> Path:
 
 def scores_table(outcome: Outcome) -> pl.DataFrame:
     """Return the table behind scores.csv: a row an image, sorted by path."""
-    return pl.DataFrame({"path": list(map(shown, outcome.paths)), "kept": outcome.kept, **outcome.columns})
+    columns = {k: list(map(shown, v)) if v.dtype.kind == "U" else v for k, v in outcome.columns.items()}
+    return pl.DataFrame({"path": list(map(shown, outcome.paths)), "kept": outcome.kept, **columns})
 
 
 def shown(path: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ultralytics.models.yolo.classify import ClassificationTrainer
 
 from yolo_adapruner.core import distributed
+from yolo_adapruner.core.floors import CLASS, Groups
 from yolo_adapruner.data import export, prints
 from yolo_adapruner.engine import classset
 from yolo_adapruner.engine.classloss import CHANNELS, ClassTap, class_channels, fit
@@ -60,6 +61,10 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
     def _tapped(self, model: Any) -> ClassTap:
         return ClassTap(model)
 
+    def _groups(self) -> Groups:
+        names = [str(self.data["names"][c]) for c in sorted(self.data["names"])]
+        return Groups.of(np.arange(len(self.paths)), self._classes, [CLASS] * len(names), names)
+
     def _judge(self) -> tuple[None, int]:
         self._rehearsal = None
         return None, len(self.channels)
@@ -94,6 +99,7 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
 
     def _outcome(self) -> export.Outcome:
         nothing = [0] * len(self.paths)
-        found = export.Outcome.of(self.pruner, self.paths, nothing, self.channels, self.prune_config.share)
+        share = self.prune_config.share
+        found = export.Outcome.of(self.pruner, self.paths, nothing, self.channels, share, self.constraints)
         columns = {name: values for name, values in found.columns.items() if name != "boxes"}
         return replace(found, columns={**columns, "class": self._classes})

@@ -21,14 +21,16 @@ from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_mo
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core import distributed
 from yolo_adapruner.core.appearance import dimensions
+from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.core.suspicion import Judge
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
+from yolo_adapruner.data.keep import read_keep, refuse_too_many
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import evidence, heads, labelcache, launch, runtime, shown, state, warmstart
+from yolo_adapruner.engine import evidence, heads, labelcache, labels, launch, runtime, shown, state, warmstart
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.features import FeatureTap
@@ -41,7 +43,7 @@ from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line, quiet
 from yolo_adapruner.engine.tryout import try_out
-from yolo_adapruner.errors import ConfigError, DataError
+from yolo_adapruner.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -141,10 +143,19 @@ class AdaPruneMixin(Resumable):
                 f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
                 f"the first: {self.skipped[0]}"
             )
+        required = self._required()
+        self.constraints = Constraints(self._groups(), self.prune_config.floor, required)
         self._set_up_mask()
         if self.pruner is not None:
             self._start_warm(self.pruner)
         self.take_up()
+
+    def _required(self) -> NDArray[np.bool_] | None:
+        """Which images the user wants to stay, (N,), None without a list."""
+        config = self.prune_config
+        required = None if config.keep is None else read_keep(config.keep, self.paths, self.data.get("path", "."))
+        refuse_too_many(required, config.share)
+        return required
 
     def _set_up_mask(self) -> None:
         share = self.prune_config.share
@@ -180,6 +191,7 @@ class AdaPruneMixin(Resumable):
             self.epochs,
             settings,
             self.args.seed,
+            self.constraints,
             judge=judge,
             readings=readings,
             features=features,
@@ -259,6 +271,7 @@ class AdaPruneMixin(Resumable):
         if stage is Stage.FINETUNE and self._features is not None:
             self._features.close()
         if stage is Stage.FINETUNE and pruner.kept is not None:
+            self._say_if_eased(pruner.kept)
             keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
             self._kept_dataset = self._subset(self.train_loader.dataset, keep)
             self.train_loader.close()
@@ -272,6 +285,14 @@ class AdaPruneMixin(Resumable):
         self._entered = stage, self.train_loader
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
+
+    def _say_if_eased(self, kept: NDArray[np.bool_]) -> None:
+        asked, share = self.constraints.floor, self.prune_config.share
+        if (held := self.constraints.held(kept, share)) < asked - 1e-9 and not kept.all():
+            LOGGER.warning(
+                f"prune {share:g} leaves too little to choose from for floor {asked:g}: eased to {held:.2f} for every "
+                "class, size and the images without boxes"
+            )
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do Ultralytics' own, and set each owner's weight for the loss that follows."""
@@ -356,6 +377,10 @@ class AdaPruneMixin(Resumable):
         """Put the weights' stand-ins on the model's criterion; what is returned has `weights`, `owners`, `watching`."""
         return LossTap(model.criterion)
 
+    def _groups(self) -> Groups:
+        """Return of which groups, such as the boxes of a class, the selection must not lose too much."""
+        return labels.groups(self.train_loader.dataset, self.paths, self.data["names"], self.args.imgsz)
+
     def _judge(self) -> tuple[Judge | None, int]:
         """Return what learns from faults rehearsed in memory, None if nothing does, and the number of readings."""
         self._rehearsal: Rehearsal | None = None
@@ -405,7 +430,9 @@ class AdaPruneMixin(Resumable):
 
     def _outcome(self) -> export.Outcome:
         """Return the selection with the columns of its files."""
-        return export.Outcome.of(self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share)
+        return export.Outcome.of(
+            self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share, self.constraints
+        )
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
@@ -417,11 +444,22 @@ class AdaPruneMixin(Resumable):
         """Return the pruner's state and the stage that this epoch's loader was made for."""
         if self.pruner is None or self._entered is None:
             return None
-        return {"pruner": self.pruner.state_dict(), "entered": int(self._entered[0]), "start": self._started}
+        return {
+            "pruner": self.pruner.state_dict(),
+            "entered": int(self._entered[0]),
+            "start": self._started,
+            "required": self.constraints.required,
+        }
 
     def take_up_mask(self, mask: dict[str, Any]) -> None:
         """Give the pruner the state it had."""
         if self.pruner is not None:
+            required = self.constraints.required
+            if required is not None and not np.array_equal(mask["required"], required):
+                raise RunError(
+                    f"Expected {self.prune_config.keep} as it was when the run began, but it names other images: "
+                    "restore it or start a new run."
+                )
             self.pruner.load_state_dict(mask["pruner"])
             self._started = mask.get("start")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from yolo_adapruner.core.drift import largest
+from yolo_adapruner.core.reasons import SUSPECT
 from yolo_adapruner.data.digits import FAULTS
 from yolo_adapruner.data.export import is_folder, read
 from yolo_adapruner.report import NAME
@@ -36,6 +39,7 @@ def run_lines(result: RunResult) -> list[tuple[str, str]]:
             "images",
             f"kept {result.kept} of {result.total} training images, dropped {dropped} ({dropped / result.total:.1%})",
         ),
+        *((_PLANTED, line) for line in selection_lines(result)),
         *((_PLANTED, line) for line in planted_lines(result)),
         (what, str(result.weights)),
         ("", f"validation {metric} {result.map50_95:.3f}; it chose this checkpoint, so it is no result"),
@@ -44,6 +48,38 @@ def run_lines(result: RunResult) -> list[tuple[str, str]]:
         *([("report", f"{page}   (opens in a browser)")] if page.is_file() else []),
         ("took", f"{result.seconds / 60:.1f} min"),
     ]
+
+
+def selection_lines(result: RunResult) -> list[str]:
+    """Return why images were dropped and what that shifts, a line each; nothing where none was."""
+    manifest, outcome = read(result.folder)
+    if outcome.kept.all():
+        return []
+    return [*_reasons(manifest), *_drift(manifest)]
+
+
+def _reasons(manifest: Mapping[str, Any]) -> list[str]:
+    found = {name: n for name, n in manifest.get("reasons", {}).items() if n}
+    kinds = ", ".join(f"{n} {kind}" for kind, n in manifest.get("kinds", {}).items())
+    listed = [f"{n} {name}" + (f" ({kinds})" if name == SUSPECT and kinds else "") for name, n in found.items()]
+    return [f"reasons    {', '.join(listed)}"] if listed else []
+
+
+def _drift(manifest: Mapping[str, Any]) -> list[str]:
+    counts = manifest.get("drift")
+    if counts is None:
+        return []
+    total, kept = manifest["images"]["total"], manifest["images"]["kept"]
+    without, without_kept = counts["background"]
+    images = {"without": [without, without_kept], "with": [total - without, kept - without_kept]}
+    said = []
+    for part, what, of in ((counts["classes"], "class ", " of the boxes"), (counts["sizes"], "", " of the boxes")):
+        if (change := largest(part)) is not None:
+            name, before, after = change
+            said.append(f"{what}{name} {before:.1%} -> {after:.1%}{of}")
+    if without and (change := largest(images)) is not None:
+        said.append(f"images without boxes {without / total:.1%} -> {without_kept / kept:.1%}")
+    return [f"drift      largest: {', '.join(said)}"] if said else []
 
 
 def planted_lines(result: RunResult) -> list[str]:

@@ -1,0 +1,134 @@
+"""What a selection must not lose: how much of each group stays, and which samples stay whatever they score.
+
+A group is anything samples have some of: boxes of a class, boxes of a size, being a background image. Knows groups by
+number and name, no files, no labels and no reason for a score. Counts are sparse: memory and time grow with the entries
+there are, not with samples times groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLASS, SIZE, BACKGROUND = "class", "size", "background"
+_EASINGS = tuple(tenth / 10 for tenth in range(10, 0, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """How much of each of G groups each of N samples has, entry by entry; what has no entry has none.
+
+    Attributes:
+        sample, group, count: (E,) integers: sample `sample[e]` has `count[e]` > 0 of group `group[e]`; each pair of
+            sample and group once, sorted by sample.
+        family: (G,) what kind of group each is: `CLASS` and `SIZE` count boxes, `BACKGROUND` counts images.
+        name: (G,) its name within the family.
+    """
+
+    sample: NDArray[np.int64]
+    group: NDArray[np.int64]
+    count: NDArray[np.int64]
+    family: Sequence[str]
+    name: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, sample: NDArray[np.integer], group: NDArray[np.integer], family: Sequence[str], name: Sequence[str]
+    ) -> Groups:
+        """Return groups from single things: thing t is of group `group[t]` and belongs to sample `sample[t]`."""
+        pairs = np.asarray(sample, np.int64) * max(len(name), 1) + np.asarray(group, np.int64)
+        found, count = np.unique(pairs, return_counts=True)
+        return cls(*np.divmod(found, max(len(name), 1)), count.astype(np.int64), tuple(family), tuple(name))
+
+    def totals(self, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Return how much of each group there is, (G,), in all samples or `among` some, (N,) bool."""
+        counted = self.count if among is None else self.count * among[self.sample]
+        return np.bincount(self.group, counted, len(self.name)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Constraints:
+    """What holds for a selection of N samples.
+
+    Attributes:
+        groups: what there is; None where nothing is known about it.
+        floor: [0, 1]: of each group at least `floor` times the kept share stays, rounded up. 0: no floors.
+        required: (N,) bool, samples that stay whatever they score; None for none.
+    """
+
+    groups: Groups | None = None
+    floor: float = 0.0
+    required: NDArray[np.bool_] | None = None
+
+    def least(self, prune: float, eased: float = 1.0) -> NDArray[np.int64]:
+        """Return how much of each group must stay at a prune share, (G,); `eased`: a part of the floor, (0, 1]."""
+        assert self.groups is not None
+        wanted = eased * self.floor * (1 - prune) * self.groups.totals()
+        return np.ceil(wanted - 1e-9).astype(np.int64)  # 0.9 * 10 is no reason to keep ten
+
+    def held(self, kept: NDArray[np.bool_], prune: float) -> float:
+        """Return the floor that a selection holds: the smallest kept part of a group over the kept share, up to 1."""
+        if self.groups is None:
+            return 1.0
+        total = self.groups.totals()
+        part = self.groups.totals(kept)[total > 0] / total[total > 0]
+        return float(min(part.min(initial=1.0) / (1 - prune), 1.0))
+
+
+def refused(order: NDArray[np.integer], drop: int, constraints: Constraints, prune: float) -> NDArray[np.integer]:
+    """Return which samples go, (drop,): the first of `order` that no floor and no list holds back.
+
+    A floor says how much of a group stays; which samples of it, the order says. Samples are taken in order, and one
+    whose going would leave a group below its floor stays and is not looked at again. So each floor holds, and nothing
+    that stays could go on top. Another choice of as many samples may go lower in the order on the whole: to find the
+    lowest is a knapsack problem. Where fewer than `drop` can go, all floors are eased alike, a tenth at a time, down to
+    none; the required samples stay all the same.
+
+    Args:
+        order: samples, those to go first at the front; a permutation of N.
+        drop: how many go.
+        constraints: what holds.
+        prune: share that `drop` is, [0, 1): what the floors are taken by.
+
+    Raises:
+        ValueError: fewer than `drop` samples are not required.
+    """
+    free = order if constraints.required is None else order[~constraints.required[order]]
+    if drop > len(free):
+        raise ValueError(f"Expected at most {len(free)} samples to go, as the others are required, but got {drop}.")
+    if constraints.groups is None or constraints.floor == 0:
+        return free[:drop]
+    for eased in _EASINGS:
+        going = _first_allowed(free, drop, constraints.groups, constraints.least(prune, eased))
+        if len(going) == drop:
+            return going
+    return free[:drop]
+
+
+def _first_allowed(
+    order: NDArray[np.integer], drop: int, groups: Groups, least: NDArray[np.int64]
+) -> NDArray[np.integer]:
+    """The first `drop` samples of `order`, or fewer, that leave at least `least` of each group."""
+    spare = groups.totals() - least
+    n = int(max(order.max(initial=-1), groups.sample.max(initial=-1))) + 1
+    first = np.searchsorted(groups.sample, np.arange(n + 1))
+    going = order[:drop]
+    gone = np.zeros(n, bool)
+    gone[going] = True
+    if (groups.totals(gone) <= spare).all():  # mostly no floor is in the way
+        return going
+    # Plain lists: a million small slices of arrays take ten times as long.
+    start, group, count, left = (a.tolist() for a in (first, groups.group, groups.count, spare))
+    taken: list[int] = []
+    for sample in order.tolist():
+        if len(taken) == drop:
+            break
+        entries = range(start[sample], start[sample + 1])
+        if all(count[e] <= left[group[e]] for e in entries):
+            for e in entries:
+                left[group[e]] -= count[e]
+            taken.append(sample)
+    return np.array(taken, order.dtype)
