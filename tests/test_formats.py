@@ -332,7 +332,9 @@ def test_fiftyones_own_importer_reads_the_folder(run):
     """Its database is not at hand here: samples as its importer hands them to it."""
     data = pytest.importorskip("fiftyone.utils.data", reason="fiftyone is not installed: pip install fiftyone")
     export_formats(run, ["fiftyone"])
-    importer = data.LegacyFiftyOneDatasetImporter(dataset_dir=str(run / "fiftyone"))
+    importer = data.FiftyOneDatasetImporter(dataset_dir=str(run / "fiftyone"))
+    assert importer._is_legacy_format_data(), "the type that the docs name finds the layout by itself"
+    importer = importer._to_legacy_importer()
     with importer:
         assert importer.get_dataset_info()["classes"]["ground_truth"] == list(NAMES.values())
         samples = list(importer)

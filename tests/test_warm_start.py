@@ -320,7 +320,7 @@ def test_one_that_was_interrupted_before_an_epoch_was_whole_starts_over_warm(old
 
 @pytest.mark.slow
 def test_at_share_0_nothing_is_carried(old, place):
-    assert main(words("stock", "--from", "runs/adaprune/old", **{"prune.share": 0, "epochs": 1})) == 0
+    assert main(words("stock", "--from", "runs/adaprune/old", **{"prune.share": 0, "epochs": 3})) == 0
     assert read(place / "runs" / "adaprune" / "stock")[0]["start"] is None
 
 
@@ -377,3 +377,20 @@ def test_a_run_that_cannot_be_started_from_is_one_line_and_leaves_nothing(old, p
 def test_from_beside_resume_is_refused(capsys):
     assert main(["train", "--resume", "somewhere", "--from", "elsewhere"]) == 2
     assert "Expected --resume RUN alone, but got --from" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_both_begin_with_the_old_logits(tmp_path, monkeypatch):
+    """After an epoch of warm-up nothing has moved them."""
+    from tests.test_ddp import notes, train
+
+    helpers.build_set(tmp_path / "set", train=25)
+    helpers.write_architecture(tmp_path / "small.yaml")
+    method = {"share": 0.2, "warmup": 1, "joint": 0.5}
+    base = train("Noted", tmp_path, "base", monkeypatch, prune=method, epochs=3)
+    result = train("TwoOnCpu", tmp_path, "two", monkeypatch, prune=method, epochs=3, start=str(base.folder))
+    manifest, _ = read(result.folder)
+    assert (manifest["start"]["carried"], manifest["start"]["new"]) == (25, 0)
+    wanted = 1 + start_logits(read(base.folder)[1].columns["logit"], 0.2, rates=(0.5, 0.5))
+    for rank in (0, 1):
+        np.testing.assert_allclose(notes(tmp_path, "two", rank)["01"]["logits"], wanted)

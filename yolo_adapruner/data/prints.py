@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from yolo_adapruner.errors import RunError
 
 PRINTS = "prints.npz"
 _CHUNK, _WIDTH = 1 << 20, 16
+_PART = 256  # files a task: a million tasks would take more memory than what they find
 _GONE = bytes(_WIDTH)
 
 
@@ -70,8 +71,7 @@ def label_print(*arrays: Any) -> int:
 
 def take(paths: Sequence[str], labels: NDArray[np.uint64], threads: int = 1) -> Prints:
     """Return the fingerprints of images as they are now; each file is read once, `threads` at a time."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        contents = b"".join(pool.map(_content, paths, chunksize=64))
+    contents = b"".join(_contents(paths, threads))
     stats = np.array([_stat(path) for path in paths], np.int64).reshape(-1, 2)
     return Prints(stats, np.frombuffer(contents, np.uint8).reshape(-1, _WIDTH), np.asarray(labels, np.uint64))
 
@@ -121,8 +121,7 @@ def match(
     if prints is None:
         return Matches(rows, np.zeros(len(rows), bool), 0, len(before) - len(set(rows[rows >= 0].tolist())))
     to_read = [i for i, row in enumerate(rows) if row < 0 or _stat(paths[i]) != tuple(prints.stats[row])]
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        contents = dict(zip(to_read, pool.map(_content, [paths[i] for i in to_read], chunksize=64), strict=True))
+    contents = dict(zip(to_read, _contents([paths[i] for i in to_read], threads), strict=True))
     same = np.array([row >= 0 and labels[i] == prints.labels[row] for i, row in enumerate(rows)])
     same &= [i not in contents or contents[i] == prints.contents[rows[i]].tobytes() for i in range(len(rows))]
     other = (rows >= 0) & ~same
@@ -156,6 +155,13 @@ def _stat(path: str) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns
+
+
+def _contents(paths: Sequence[str], threads: int) -> Iterator[bytes]:
+    parts = [paths[i : i + _PART] for i in range(0, len(paths), _PART)]
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for part in pool.map(lambda some: [_content(path) for path in some], parts):
+            yield from part
 
 
 def _content(path: str) -> bytes:
