@@ -231,7 +231,11 @@ REFUSED = [
     ("flags only", "train --prune 0.1 --seed 3", "Expected a run config, but got none"),
     ("settings only", "train mosaic=0.5", "Expected a run config, but got none"),
     ("no config to compare", "compare --prune 0.1 0.2", "Expected a run config, but got none"),
-    ("a config that is not there", "train nix.yaml", "one of: yolov3-tiny), but there is no file nix.yaml"),
+    (
+        "a config that is not there",
+        "train nix.yaml",
+        "one of: resnet18-cifar10, resnet18-digits, yolov3-tiny), but there is no file nix.yaml",
+    ),
     ("two configs", "train yolov3-tiny other.yaml", "Expected settings as key=value, but got other.yaml"),
     ("a key without a value", "train yolov3-tiny mosaic", "Expected settings as key=value, but got mosaic"),
     ("a value without a key", "train yolov3-tiny =3", "Expected settings as key=value, but got =3"),

@@ -15,15 +15,16 @@ from typing import Any
 from yolo_adapruner.api import resolve
 from yolo_adapruner.config import PruneConfig, RunConfig
 from yolo_adapruner.core.selection import drop_count
-from yolo_adapruner.data import export
+from yolo_adapruner.data import classfolders, export
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study import arms as arms_by_name
 from yolo_adapruner.study import auto, grid
 from yolo_adapruner.study.arms import FULL, LISTED, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
+from yolo_adapruner.study.folders import judge_folder
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images
-from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, words
 from yolo_adapruner.study.verdict import BETTER, WITHIN, judge
 
 AUTO = "auto"
@@ -42,7 +43,7 @@ def compare(
     config: PruneConfig | None = None,
     **overrides: Any,
 ) -> Comparison:
-    """Train the arms with the same recipe, compare their mAP, and say what comes of it against a margin.
+    """Train the arms with the same recipe, compare their mAP or top-1, and say what comes of it against a margin.
 
     Arms: *full* trains on everything; *one run* is the detector that `train --prune` itself leaves; *pruned*, *random*
     and the others of `arms.CHOICES` train anew on as many images, those the run kept, a seeded random choice and so on,
@@ -63,8 +64,8 @@ def compare(
         overrides: settings that win over the run config.
 
     Raises:
-        ConfigError: a share, `seeds`, `jobs`, `margin` or an arm is out of range, the model is no detector, or the
-            named folder holds another comparison.
+        ConfigError: a share, `seeds`, `jobs`, `margin` or an arm is out of range, the model is neither detector nor
+            classifier, or the named folder holds another comparison.
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
@@ -78,15 +79,19 @@ def compare(
     from yolo_adapruner.engine import names, runtime
     from yolo_adapruner.engine.splits import load_data
 
-    if (task := names.task_of(resolved)) != "detect":
+    if (task := names.task_of(resolved)) not in ("detect", "classify"):
         raise ConfigError(
-            f"Expected a detection model to compare with, but {resolved.model} is for {task}: train --prune works for "
-            "it, the comparison judges boxes alone."
+            f"Expected a model for detect or classify to compare with, but {resolved.model} is for {task}: "
+            "train --prune works for it, the comparison judges boxes and classes alone."
         )
-    data = load_data(resolved.data)  # first: a missing data set leaves no folder behind
+    data = load_data(resolved.data, task)  # first: a missing data set leaves no folder behind
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
     folder = folder_of(resolved, shares, seeds, **_terms(searching, wanted, listed))
-    base, reported_on = judge_data(folder, data, resolved.seed)
+    if task == "classify":
+        base, reported_on = judge_folder(folder, data, resolved.seed)
+        listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
+    else:
+        base, reported_on = judge_data(folder, data, resolved.seed)
     runner = CellRunner(folder, resolved, base, ranking=shares[0] if searching else None, listed=listed)
     numbers = range(resolved.seed, resolved.seed + seeds)
     facts: dict[str, Any] = {
@@ -99,12 +104,13 @@ def compare(
         "versions": runtime.versions(),
         "hardware": runtime.hardware(resolved.device or "cpu", threads=runtime.cores() // jobs),
         "jobs": jobs,
+        "task": task,
     }
     if searching:
-        done, facts["auto"] = _search(runner, numbers, margin / 100, jobs)
+        done, facts["auto"] = _search(runner, numbers, margin / 100, jobs, words(facts).first)
     else:
         chains = grid.plan(shares, numbers, arms=wanted, listed=(LISTED, listed_share) if listed else None)
-        done = grid.run_all(chains, runner, jobs, note=_Counter(sum(map(len, chains))))
+        done = grid.run_all(chains, runner, jobs, note=_Counter(sum(map(len, chains)), words(facts).first))
     result = conclude(runner, done, facts)
     save(result, done)
     return result
@@ -140,16 +146,16 @@ def _terms(searching: bool, arms: Sequence[str], listed: Sequence[str]) -> dict[
 
 
 def _search(
-    runner: CellRunner, seeds: Sequence[int], margin: float, jobs: int
+    runner: CellRunner, seeds: Sequence[int], margin: float, jobs: int, figure: str
 ) -> tuple[dict[Cell, dict[str, Any]], dict[str, Any]]:
     """Run what bisection asks for, and return all cells and what came of it."""
     assert runner.ranking is not None
     ranked = [[Cell(FULL, 0.0, EPOCHS, s), Cell(RUN, runner.ranking, EPOCHS, s)] for s in seeds]
-    cells = dict(grid.run_all(ranked, runner, jobs, note=_Counter(2 * len(ranked))))
+    cells = dict(grid.run_all(ranked, runner, jobs, note=_Counter(2 * len(ranked), figure)))
 
     def within(share: float) -> bool:
         chains = [[Cell(PRUNED, share, UPDATES, s)] for s in seeds]
-        cells.update(grid.run_all(chains, runner, jobs, note=_Counter(len(chains))))
+        cells.update(grid.run_all(chains, runner, jobs, note=_Counter(len(chains), figure)))
         drawn, images = replicates(runner, list(cells))
         row = next(r for r in summarise(cells, drawn, images=images) if (r.arm, r.share) == (PRUNED, share))
         assert row.versus_full is not None
@@ -166,9 +172,9 @@ def _search(
 class _Counter:
     """Says of each cell that it is done, and how many are."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.count = total, 0
+    def __init__(self, total: int, figure: str) -> None:
+        self.total, self.count, self.figure = total, 0, figure
 
     def __call__(self, cell: Cell, figures: Mapping[str, Any]) -> None:
         self.count += 1
-        print(f"[{self.count}/{self.total}] {cell.name}: mAP50-95 {100 * figures['map50_95']:.1f}", flush=True)
+        print(f"[{self.count}/{self.total}] {cell.name}: {self.figure} {100 * figures['map50_95']:.1f}", flush=True)
