@@ -1,6 +1,6 @@
 """A packed classification set as class folders, in its original order, and a mask over that order as a list of paths.
 
-    python -m yolo_adapruner.study.unpack SOURCE FOLDER [--take N] [--seed SEED] [--mask kept.npz --list kept.txt]
+    python -m yolo_adapruner.study.unpack SOURCE FOLDER [--take N] [--take-test N] [--seed SEED] [--mask kept.npz --list kept.txt]
 
 SOURCE is a folder with index.npz (SPLIT_offsets, SPLIT_labels) and SPLIT.jpgs, JPEG files back to back, which are
 written as they are; or a .npz with SPLIT_images (N, H, W, 3) uint8 RGB and SPLIT_labels, which are written as PNG.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,14 +82,19 @@ def balanced(labels: NDArray[np.integer], count: int, *, seed: int) -> NDArray[n
 
 
 def unpack(
-    source: str | Path, folder: str | Path, *, take: int | None = None, names: Sequence[str] = (), seed: int = 0
+    source: str | Path,
+    folder: str | Path,
+    *,
+    take: Mapping[str, int] | None = None,
+    names: Sequence[str] = (),
+    seed: int = 0,
 ) -> list[Path]:
     """Write a packed set as class folders and return the training images by number, absolute.
 
     Args:
         source: see the module's top.
         folder: the root to write; what is there already stays.
-        take: write a class-balanced part of the training images alone, of so many.
+        take: of a split named here, write a class-balanced part alone, of so many images.
         names: of the classes; their numbers where none are given.
         seed: of the part.
 
@@ -107,8 +112,8 @@ def unpack(
         for name in called:
             (root / split / name).mkdir(parents=True, exist_ok=True)
         rows = np.arange(len(packed.labels))
-        if split == "train" and take is not None:
-            rows = balanced(packed.labels, take, seed=seed)
+        if take and split in take:
+            rows = balanced(packed.labels, take[split], seed=seed)
         for i in rows:
             file = root / split / called[packed.labels[i]] / f"{i:06}{packed.suffix}"
             file.write_bytes(packed.content(int(i)))
@@ -152,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("source", help="packed folder, or .npz")
     parser.add_argument("folder", type=Path, help="root to write")
     parser.add_argument("--take", type=int, metavar="N", help="a class-balanced part of so many training images")
+    parser.add_argument("--take-test", type=int, metavar="N", help="and of so many test images")
     parser.add_argument("--names", default="", metavar="A,B", help="class names, in the order of their numbers")
     parser.add_argument("--seed", type=int, default=0, help="of the part")
     parser.add_argument(
@@ -161,7 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         names = [name for name in args.names.split(",") if name]
-        images = unpack(args.source, args.folder, take=args.take, names=names, seed=args.seed)
+        wanted = {"train": args.take, "test": args.take_test}
+        take = {split: count for split, count in wanted.items() if count is not None}
+        images = unpack(args.source, args.folder, take=take, names=names, seed=args.seed)
         print(f"{len(images)} training images in {args.folder}")
         if args.mask is not None:
             kept = listed(images, args.mask)
