@@ -1,6 +1,6 @@
 """A packed classification set as class folders, in its original order, and a mask over that order as a list of paths.
 
-    python -m yolo_adapruner.study.unpack SOURCE FOLDER [--take N] [--take-test N] [--seed SEED] [--mask kept.npz --list kept.txt]
+    python -m yolo_adapruner.study.unpack SOURCE FOLDER [--take N] [--take-test N] [--mask kept.npz --list kept.txt]
 
 SOURCE is a folder with index.npz (SPLIT_offsets, SPLIT_labels) and SPLIT.jpgs, JPEG files back to back, which are
 written as they are; or a .npz with SPLIT_images (N, H, W, 3) uint8 RGB and SPLIT_labels, which are written as PNG.
