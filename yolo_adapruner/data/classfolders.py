@@ -70,8 +70,8 @@ def write(target: Path, paths: Sequence[str], data: Mapping[str, Any]) -> Path:
             link(Path(path), half / "train" / _below(path, train))
         for split in ("val", "test"):
             if data.get(split):
-                _link_folder(Path(data[split]), half / split)
-        _put(half, target)
+                link_folder(Path(data[split]), half / split)
+        put(half, target)
     return target
 
 
@@ -95,7 +95,8 @@ def link(source: Path, target: Path) -> None:
     shutil.copyfile(real, target)
 
 
-def _link_folder(source: Path, target: Path) -> None:
+def link_folder(source: Path, target: Path) -> None:
+    """Make `target` a link to a split's folder; where that cannot be, a folder of links to its files."""
     try:
         os.symlink(os.path.realpath(source), target, target_is_directory=True)
     except (OSError, NotImplementedError):
@@ -114,7 +115,7 @@ def _below(path: str, folder: Path) -> Path:
         ) from None
 
 
-def _put(half: Path, target: Path) -> None:
+def put(half: Path, target: Path) -> None:
     """Put a finished set in its place; the one before goes once the new one is whole."""
     if target.is_symlink() or target.is_dir():
         os.rename(target, half.with_name("before"))

@@ -9,25 +9,31 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 
+from yolo_adapruner.engine import classset, labelcache, runtime
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import labelcache, runtime
 from yolo_adapruner.engine.names import refuse_script, resolve_data
 from yolo_adapruner.engine.trouble import one_line, one_line_errors
+from yolo_adapruner.errors import AdaPrunerError
 
 
-def load_data(data: str) -> dict[str, Any]:
+def load_data(data: str, task: str = "detect") -> dict[str, Any]:
     """Return a data file's content with absolute split paths, building or fetching the set if it says how.
+
+    For `classify` it is a folder's, see `classset.load`.
 
     Raises:
         DataError: the file or its set is missing or says something that cannot be.
     """
     runtime.offer_font()
     with one_line_errors(data):
-        file = resolve_data(data)
-        refuse_script(file)
+        file = resolve_data(data, task)
+        if task != "classify":
+            refuse_script(file)
         try:
+            if task == "classify":
+                return classset.load(file)
             return check_det_dataset(file)
-        except ConnectionError:
+        except (AdaPrunerError, ConnectionError):
             raise
         except Exception as error:  # as Ultralytics' trainer has it: whatever goes wrong here is the data file's fault
             raise RuntimeError(f"Dataset '{data}' error: {one_line(error)}") from error

@@ -80,8 +80,10 @@ def loss(columns: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
 
     1 - IoU of its objects, plus -log p of their class, plus -log(1 - p) of what nobody labelled, each a mean. Not the
     training loss, which grows with the number of objects and weighs a label by how well it fits (docs/method.md). An
-    image without boxes has the last term alone.
+    image without boxes has the last term alone. A classifier's is -log p of the label: its training loss.
     """
+    if "label" in columns:
+        return np.asarray(columns["label"], np.float64)
     parts = np.stack([columns["localisation"], columns["presence"], columns["missing"]])
     known = np.isfinite(parts).any(0)
     return np.where(known, np.where(np.isfinite(parts), parts, 0.0).sum(0), np.nan)
@@ -89,6 +91,8 @@ def loss(columns: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
 
 def _most_error(material: Material) -> NDArray[np.bool_]:
     columns = material.outcome.columns
+    if "error" in columns:  # a classifier's own
+        return material.score(columns["error"])
     norm = most_error(columns["localisation"], columns["presence"], columns["missing"])
     return material.score(np.where(np.isfinite(loss(columns)), norm, np.nan))
 

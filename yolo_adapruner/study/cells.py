@@ -22,7 +22,7 @@ import yaml
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import RunError
-from yolo_adapruner.study import arms
+from yolo_adapruner.study import arms, folders
 from yolo_adapruner.study.baselines import equal_updates_epochs
 from yolo_adapruner.study.table import EPOCHS, Cell
 
@@ -40,7 +40,8 @@ class CellRunner:
     Attributes:
         folder: the comparison's.
         config: the recipe all cells share.
-        base: the data file all cells train from; its `val` chooses and its `test` is reported on.
+        base: the data file, or a classifier's folder, that all cells train from; its `val` chooses and its `test` is
+            reported on.
         ranking: cut the pruned arm's lists from the run of this share, whatever the cell's own; None for its own.
         listed: what a given list keeps.
     """
@@ -81,6 +82,8 @@ class CellRunner:
         return figures
 
     def _judge(self, cell: Cell, result: RunResult) -> dict[str, Any]:
+        if self.base.is_dir():
+            return folders.figures(result, self.base, self.config, self.home(cell) / MATCHES)
         from yolo_adapruner.engine.detections import collect
         from yolo_adapruner.study.evaluate import coco_metrics, matched
 
@@ -113,10 +116,12 @@ class CellRunner:
             total = round(len(paths) / (1 - cell.share))
         else:
             _, outcome = export.read(self.home(Cell(arms.RUN, source, EPOCHS, cell.seed)))
-            kept = arms.choose(cell.arm, arms.Material(outcome, source, cell.share, cell.seed, _classes))
+            kept = arms.choose(cell.arm, arms.Material(outcome, source, cell.share, cell.seed, self._classes))
             paths = [path for path, row in zip(outcome.paths, kept, strict=True) if row]
             total = len(outcome.paths)
         stem = self.folder / f"{cell.arm.replace(' ', '-')}-{cell.share:g}-s{cell.seed}"
+        if self.base.is_dir():
+            return folders.list_set(stem, paths, self.base), self._epochs(cell, total, len(paths))
         content = {**yaml.safe_load(self.base.read_text(encoding="utf-8")), "train": os.path.abspath(f"{stem}.txt")}
         target = stem.with_name(stem.name + ".yaml")
         texts = {
@@ -126,9 +131,20 @@ class CellRunner:
         for file, text in texts.items():
             with export.replace_file(file) as temporary:  # the cell of the other budget may be reading it
                 temporary.write_text(text, encoding="utf-8")
+        return target, self._epochs(cell, total, len(paths))
+
+    def _epochs(self, cell: Cell, total: int, kept: int) -> int:
+        """The epochs of a cell's budget on `kept` of `total` images."""
         if cell.budget == EPOCHS:
-            return target, self.config.epochs
-        return target, equal_updates_epochs(self.config.epochs, total, len(paths), int(self.config.batch))
+            return self.config.epochs
+        return equal_updates_epochs(self.config.epochs, total, kept, int(self.config.batch))
+
+    def _classes(self, paths: Any) -> list[list[int]]:
+        if self.base.is_dir():
+            return folders.classes_of(paths, self.base)
+        from yolo_adapruner.engine.splits import box_classes
+
+        return box_classes(paths)
 
 
 def train(config: RunConfig, home: Path) -> tuple[RunResult, float]:
@@ -152,18 +168,20 @@ def train(config: RunConfig, home: Path) -> tuple[RunResult, float]:
 
 def _trained(home: Path) -> RunResult | None:
     """The result of a training that is complete and was not judged before its process died, else None."""
+    from yolo_adapruner.engine.heads import TASKS
     from yolo_adapruner.engine.run import RunResult
 
     try:
         manifest, outcome = export.read(home)
         best = manifest["best_validation"]
+        task = "classify" if export.is_folder(manifest["data"]) else "detect"
         return RunResult(
             folder=home,
             weights=_existing(home / "weights" / "best.pt"),
-            data=home / "pruned.yaml",
+            data=export.pruned_data(home, manifest["data"]),
             total=len(outcome.paths),
             kept=int(outcome.kept.sum()),
-            map50_95=float(best["metrics/mAP50-95(B)"]),
+            map50_95=float(best[TASKS[task].metric]),
             seconds=float(manifest["seconds"]),
             updates=int(manifest["updates"]),
         )
@@ -194,9 +212,3 @@ def _rows(table: Path) -> list[Mapping[str, str]]:
     head, *rows = table.read_text(encoding="utf-8").splitlines() or [""]
     names = [name.strip() for name in head.split(",")]
     return [dict(zip(names, row.split(","), strict=False)) for row in rows]
-
-
-def _classes(paths: Any) -> list[list[int]]:
-    from yolo_adapruner.engine.splits import box_classes
-
-    return box_classes(paths)

@@ -15,7 +15,7 @@ from typing import Any
 from yolo_adapruner.api import resolve
 from yolo_adapruner.config import PruneConfig, RunConfig
 from yolo_adapruner.core.selection import drop_count
-from yolo_adapruner.data import export
+from yolo_adapruner.data import classfolders, export
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study import arms as arms_by_name
 from yolo_adapruner.study import auto, grid
@@ -24,9 +24,10 @@ from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.closing import report_comparison
 from yolo_adapruner.study.cluster import Cluster, run_on_cluster
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
+from yolo_adapruner.study.folders import judge_folder
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images
 from yolo_adapruner.study.progress import Progress
-from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, words
 from yolo_adapruner.study.verdict import BETTER, WITHIN, judge
 
 AUTO = "auto"
@@ -47,7 +48,7 @@ def compare(
     config: PruneConfig | None = None,
     **overrides: Any,
 ) -> Comparison:
-    """Train the arms with the same recipe, compare their mAP, and say what comes of it against a margin.
+    """Train the arms with the same recipe, compare their mAP or top-1, and say what comes of it against a margin.
 
     Arms: *full* trains on everything; *one run* is the detector that `train --prune` itself leaves; *pruned*, *random*
     and the others of `arms.CHOICES` train anew on as many images, those the run kept, a seeded random choice and so on,
@@ -70,8 +71,8 @@ def compare(
         overrides: settings that win over the run config.
 
     Raises:
-        ConfigError: a share, `seeds`, `jobs`, `margin` or an arm is out of range, the model is no detector, the named
-            folder holds another comparison, or both `jobs` and `ray` say where cells run.
+        ConfigError: a share, `seeds`, `jobs`, `margin` or an arm is out of range, the model is neither detector nor
+            classifier, the named folder holds another comparison, or both `jobs` and `ray` say where cells run.
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
@@ -86,18 +87,22 @@ def compare(
     from yolo_adapruner.engine import names, runtime
     from yolo_adapruner.engine.splits import load_data
 
-    if (task := names.task_of(resolved)) != "detect":
+    if (task := names.task_of(resolved)) not in ("detect", "classify"):
         raise ConfigError(
-            f"Expected a detection model to compare with, but {resolved.model} is for {task}: train --prune works for "
-            "it, the comparison judges boxes alone."
+            f"Expected a model for detect or classify to compare with, but {resolved.model} is for {task}: "
+            "train --prune works for it, the comparison judges boxes and classes alone."
         )
-    data = load_data(resolved.data)  # first: a missing data set leaves no folder behind
+    data = load_data(resolved.data, task)  # first: a missing data set leaves no folder behind
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
     folder = folder_of(resolved, shares, seeds, **_terms(searching, wanted, listed))
-    base, reported_on = judge_data(folder, data, resolved.seed)
+    if task == "classify":
+        base, reported_on = judge_folder(folder, data, resolved.seed)
+        listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
+    else:
+        base, reported_on = judge_data(folder, data, resolved.seed)
     runner = CellRunner(folder, resolved, base, ranking=shares[0] if searching else None, listed=listed)
     numbers = range(resolved.seed, resolved.seed + seeds)
-    run_cells = _executor(runner, jobs, cluster)
+    run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "config": resolved.model_dump(),
@@ -110,6 +115,7 @@ def compare(
             resolved.device or "cpu", threads=cluster.cpus if cluster else runtime.cores() // jobs
         ),
         "jobs": jobs,
+        "task": task,
     }
     if searching:
         done, facts["auto"] = _search(runner, numbers, margin / 100, run_cells)
@@ -169,11 +175,12 @@ def _cluster(ray: str | Cluster | None, jobs: int, config: RunConfig) -> Cluster
     return cluster
 
 
-def _executor(runner: CellRunner, jobs: int, cluster: Cluster | None) -> Executor:
+def _executor(runner: CellRunner, jobs: int, cluster: Cluster | None, figure: str) -> Executor:
     """What runs chains of cells and returns the figures of all: this machine's processes or a cluster."""
 
     def run_cells(chains: Sequence[Sequence[Cell]]) -> dict[Cell, dict[str, Any]]:
-        with Progress(chains, runner, runner.config.epochs, live=None if cluster else False) as progress:
+        live = None if cluster else False
+        with Progress(chains, runner, runner.config.epochs, figure, live=live) as progress:
             if cluster is None:
                 return grid.run_all(chains, runner, jobs, note=progress.note)
             return run_on_cluster(chains, runner, cluster, note=progress.note, look=progress.look)

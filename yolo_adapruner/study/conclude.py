@@ -17,7 +17,8 @@ from yolo_adapruner.study import ledger
 from yolo_adapruner.study.arms import FULL, PRUNED, RUN
 from yolo_adapruner.study.cells import MATCHES, CellRunner
 from yolo_adapruner.study.matches import Matches, draws, mean_ap, same_images
-from yolo_adapruner.study.table import EPOCHS, Cell, Row, class_table, summarise, table, verdicts
+from yolo_adapruner.study.table import EPOCHS, Cell, Row, class_table, summarise, table, verdicts, words
+from yolo_adapruner.study.topk import Ranks
 
 SCHEMA = 1
 """Version of compare.json; docs/compare-schema.md says what it holds."""
@@ -43,7 +44,7 @@ class Comparison:
     def report(self) -> str:
         """Return all of it in Markdown: table, what it means, figures by size and class."""
         lines = [f"- {line}" for line in self.lines()]
-        parts = [self.table(), "\n".join(lines), class_table(self.rows)]
+        parts = [self.table(), "\n".join(lines), class_table(self.rows, words(self.facts))]
         return "\n\n".join(part for part in parts if part)
 
 
@@ -54,7 +55,7 @@ def conclude(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]], facts: 
     gap = max(abs(d["map50_95"] - d["ultralytics_map50_95"]) for d in done.values())
     more = {
         "largest_gap_to_ultralytics": gap,
-        "verdicts": verdicts(rows, facts["margin"] / 100),
+        "verdicts": verdicts(rows, facts["margin"] / 100, words(facts).unit),
         "selection": _selection(runner, done),
     }
     if "auto" in facts:
@@ -63,18 +64,19 @@ def conclude(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]], facts: 
 
 
 def replicates(runner: CellRunner, cells: Sequence[Cell]) -> tuple[dict[Cell, NDArray[np.float64]] | None, int]:
-    """Return each cell's mAP on the same draws of the test images, (B,), and the number of images.
+    """Return each cell's mAP, or top-1, on the same draws of the test images, (B,), and the number of images.
 
     None and 0 where a cell has no hits saved, as those of earlier versions have not.
     """
     if not all((runner.home(cell) / MATCHES).is_file() for cell in cells):
         return None, 0
-    passes = {cell: Matches.load(runner.home(cell) / MATCHES) for cell in cells}
+    load = Ranks.load if runner.base.is_dir() else Matches.load
+    passes: dict[Cell, Matches | Ranks] = {cell: load(runner.home(cell) / MATCHES) for cell in cells}
     if not same_images(list(passes.values())):
         return None, 0
     n = len(passes[cells[0]].paths)
     weights = draws(n, RESAMPLES)
-    return {cell: mean_ap(found, weights) for cell, found in passes.items()}, n
+    return {c: f.top(1, weights) if isinstance(f, Ranks) else mean_ap(f, weights) for c, f in passes.items()}, n
 
 
 def save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
@@ -100,8 +102,8 @@ def _selection(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]]) -> li
         what = f"dropping {100 * share:.3g} %"
         if kept_hours := hours(PRUNED, share, EPOCHS):
             book = ledger.ledger(hours(RUN, share, EPOCHS), hours(FULL, 0.0, EPOCHS), kept_hours)
-            words = ledger.ledger_line(f"{what}, equal epochs", book)
-            entries.append({"share": share, "kind": "hours", **asdict(book), "line": words})
+            line = ledger.ledger_line(f"{what}, equal epochs", book)
+            entries.append({"share": share, "kind": "hours", **asdict(book), "line": line})
         runs = sorted((c for c in done if c.arm == RUN and c.share == share), key=lambda cell: cell.seed)
         outcomes = [export.read(runner.home(cell))[1] for cell in runs]
         if (
@@ -110,9 +112,9 @@ def _selection(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]]) -> li
             and not any(o.kept.all() for o in outcomes)
         ):
             agreed = ledger.overlap(np.stack([o.kept for o in outcomes]))
-            words = ledger.overlap_line(what, agreed)
+            line = ledger.overlap_line(what, agreed)
             entries.append(
-                {"share": share, "kind": "overlap", **asdict(agreed), "learned": agreed.learned, "line": words}
+                {"share": share, "kind": "overlap", **asdict(agreed), "learned": agreed.learned, "line": line}
             )
     return entries
 

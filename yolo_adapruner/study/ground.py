@@ -99,13 +99,17 @@ def listed_images(kept: str | Path, data: Mapping[str, Any]) -> tuple[tuple[str,
     Raises:
         DataError: the list cannot be read, names other images than those of the training set, or all of them.
     """
+    from yolo_adapruner.engine import classset
     from yolo_adapruner.engine.splits import split_images
 
     try:
         lines = Path(kept).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise DataError(f"Expected a list of images to keep, but {kept}: {error.strerror}; check the path.") from None
-    paths = split_images(dict(data), "train")
+    if data.get("task") == "classify":
+        paths = classset.split_images(data["train"])
+    else:
+        paths = split_images(dict(data), "train")
     rows = listed_kept(paths, [os.path.abspath(line.strip()) for line in lines if line.strip()])
     if rows.all():
         raise DataError(f"Expected a list that leaves images out, but {kept} names all {len(paths)} training images.")

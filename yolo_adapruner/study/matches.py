@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +132,12 @@ def draws(n: int, count: int, *, seed: int = 0) -> NDArray[np.float64]:
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
 
 
-def same_images(passes: Sequence[Matches]) -> bool:
+class _Pass(Protocol):
+    @property
+    def paths(self) -> tuple[str, ...]: ...
+
+
+def same_images(passes: Sequence[_Pass]) -> bool:
     """Whether all passes judged the same images, so that they can be paired image by image."""
     return len({found.paths for found in passes}) <= 1
 

@@ -27,14 +27,21 @@ class Progress:
         chains: the grid.
         runner: runs its cells.
         epochs: that a cell trains for, unless it is one of equal updates.
+        figure: what the cells' `map50_95` is called.
         live: show the table; None where standard output is a terminal.
     """
 
     def __init__(
-        self, chains: Sequence[Sequence[Cell]], runner: Runner, epochs: int, *, live: bool | None = None
+        self,
+        chains: Sequence[Sequence[Cell]],
+        runner: Runner,
+        epochs: int,
+        figure: str = "mAP50-95",
+        *,
+        live: bool | None = None,
     ) -> None:
         self.cells = [cell for chain in chains for cell in chain]
-        self.runner, self.epochs = runner, epochs
+        self.runner, self.epochs, self.figure = runner, epochs, figure
         self.done: dict[Cell, Figures] = {}
         self._live: Any = None
         if sys.stdout.isatty() if live is None else live:
@@ -56,7 +63,7 @@ class Progress:
     def note(self, cell: Cell, figures: Mapping[str, Any]) -> None:
         """Take a finished cell's figures and say so in a line."""
         self.done[cell] = dict(figures)
-        line = f"[{len(self.done)}/{len(self.cells)}] {cell.name}: mAP50-95 {100 * figures['map50_95']:.1f}"
+        line = f"[{len(self.done)}/{len(self.cells)}] {cell.name}: {self.figure} {100 * figures['map50_95']:.1f}"
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False)
         else:
@@ -70,7 +77,7 @@ class Progress:
     def state(self, cell: Cell) -> str:
         """Return what a cell is at: waiting, epoch k, or its mAP."""
         if cell in self.done:
-            return f"mAP50-95 {100 * self.done[cell]['map50_95']:.1f}"
+            return f"{self.figure} {100 * self.done[cell]['map50_95']:.1f}"
         home = self.runner.home(cell)
         if not home.is_dir():
             return "waiting"

@@ -21,6 +21,32 @@ MOST_CLASSES = 10
 
 
 @dataclass(frozen=True)
+class Words:
+    """What the figures of a task are called: the first is `map50_95` in all files, the second `map50`."""
+
+    unit: str
+    first: str
+    second: str
+    judge: str
+    by_class: str
+
+
+_BOXES = Words(
+    "mAP",
+    "mAP50-95",
+    "mAP50",
+    "by pycocotools",
+    "AP50-95 by size (COCO's: below 32², up to 96² and above, native pixels) and by class (boxes)",
+)
+_CLASSES = Words("top-1", "top-1", "top-5", "counted", "Top-1 by class (images)")
+
+
+def words(facts: Mapping[str, Any]) -> Words:
+    """Return what the figures of a comparison are called."""
+    return _CLASSES if facts.get("task") == "classify" else _BOXES
+
+
+@dataclass(frozen=True)
 class Cell:
     """One training of the grid: an arm at a share, a budget and a seed."""
 
@@ -122,8 +148,9 @@ _NOT_LISTS = ORDER[:2]
 
 def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """Return the table in Markdown, in points of mAP (0 to 100), with what it stands on below."""
+    said = words(facts)
     lines = [
-        "| arm | pruned | budget | images | updates | mAP50-95 | mAP50 | minus full | minus random |",
+        f"| arm | pruned | budget | images | updates | {said.first} | {said.second} | minus full | minus random |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -146,16 +173,16 @@ def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     over = f"over seeds and the {drawn} test images" if drawn else "over seeds (t)"
     lines += [
         "",
-        f"Points of mAP (0 to 100) by pycocotools on the {facts['reported_on']}; mean ± standard deviation over {n} "
-        f"seed{'s' if n > 1 else ''}; differences of mAP50-95 are paired by seed, with their 95 % interval {over}. "
-        f"{config['model']} on {Path(config['data']).name}, {config['imgsz']} px, batch {config['batch']}, "
-        f"{config['epochs']} epochs; {facts['hardware']}{side}. Largest gap to Ultralytics' own mAP50-95 in a cell: "
-        f"{100 * facts['largest_gap_to_ultralytics']:.2f} points.",
+        f"Points of {said.unit} (0 to 100) {said.judge} on the {facts['reported_on']}; mean ± standard deviation over "
+        f"{n} seed{'s' if n > 1 else ''}; differences of {said.first} are paired by seed, with their 95 % interval "
+        f"{over}. {config['model']} on {Path(config['data']).name}, {config['imgsz']} px, batch {config['batch']}, "
+        f"{config['epochs']} epochs; {facts['hardware']}{side}. Largest gap to Ultralytics' own {said.first} in a "
+        f"cell: {100 * facts['largest_gap_to_ultralytics']:.2f} points.",
     ]
     return "\n".join(lines)
 
 
-def class_table(rows: Sequence[Row]) -> str:
+def class_table(rows: Sequence[Row], said: Words = _BOXES) -> str:
     """Return AP50-95 by size and class in Markdown, in points, mean over seeds; nothing where no cell tells."""
     known = [row for row in rows if row.per_class or row.by_size]
     if not known:
@@ -173,18 +200,18 @@ def class_table(rows: Sequence[Row]) -> str:
     left = f"; {MOST_CLASSES} of {len(boxes)} classes" if len(boxes) > MOST_CLASSES else ""
     lines += [
         "",
-        f"AP50-95 by size (COCO's: below 32², up to 96² and above, native pixels) and by class (boxes){left}, "
-        "mean over seeds.",
+        f"{said.by_class}{left}, mean over seeds.",
     ]
     return "\n".join(lines)
 
 
-def verdicts(rows: Sequence[Row], margin: float) -> list[str]:
+def verdicts(rows: Sequence[Row], margin: float, unit: str = "mAP") -> list[str]:
     """Return what each arm's difference means against a margin, a line each; at equal updates where an arm has them.
 
     Args:
         rows: of `summarise`.
         margin: what may be lost, in [0, 1].
+        unit: what is compared.
     """
     lines = []
     for row in rows:
@@ -194,7 +221,7 @@ def verdicts(rows: Sequence[Row], margin: float) -> list[str]:
         own = statistics.fmean(row.map50_95)
         for found, against in ((row.versus_full, ""), (row.versus_random, " against a random choice")):
             if found is not None:
-                lines.append(sentence(what, found, margin, against=against, base=own - found.mean))
+                lines.append(sentence(what, found, margin, against=against, base=own - found.mean, unit=unit))
     return lines
 
 

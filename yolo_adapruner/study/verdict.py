@@ -77,8 +77,10 @@ def further_seeds(found: Difference, margin: float) -> int | None:
     return None
 
 
-def sentence(what: str, found: Difference, margin: float, *, against: str = "", base: float = math.inf) -> str:
-    """Return a verdict in words, one line, in points of mAP (0 to 100).
+def sentence(
+    what: str, found: Difference, margin: float, *, against: str = "", base: float = math.inf, unit: str = "mAP"
+) -> str:
+    """Return a verdict in words, one line, in points (0 to 100).
 
     Args:
         what: the doing that is judged, in the way of "dropping 10 %".
@@ -86,6 +88,7 @@ def sentence(what: str, found: Difference, margin: float, *, against: str = "", 
         margin: what may be lost, in [0, 1].
         against: what it is compared with, as " against a random choice"; nothing for the full set.
         base: mAP of what it is compared with, in [0, 1].
+        unit: what is compared, where it is not mAP.
     """
     verdict = judge(found, margin, base=base)
     points = round(100 * found.mean, 1)
@@ -99,9 +102,9 @@ def sentence(what: str, found: Difference, margin: float, *, against: str = "", 
         WORSE: f"worse than your margin of {allowed} allows",
         INCONCLUSIVE: _open(found, margin, verdict)
         if base > margin
-        else f"inconclusive, there are only {100 * base:.1f} mAP to lose and your margin is {allowed}",
+        else f"inconclusive, there are only {100 * base:.1f} {unit} to lose and your margin is {allowed}",
     }[verdict.outcome]
-    return f"{what} {effect} {amount} mAP{interval}{against}: {words}"
+    return f"{what} {effect} {amount} {unit}{interval}{against}: {words}"
 
 
 def _open(found: Difference, margin: float, verdict: Verdict) -> str:
