@@ -119,7 +119,7 @@ def test_a_run_that_was_not_compared_says_so_with_commands_that_the_command_line
 
 
 def test_a_comparison_comes_first_with_the_learned_choice_against_everything(compared):
-    head = compared.words.index("Dropping 50 % gains +3.0 mAP [+2.0, +4.0]: better.")
+    head = compared.words.index("Dropping 50 % gains +3.0 mAP [+2.0, +4.0].")
     assert head < compared.words.index("Accuracy against share") < compared.words.rindex("Dropped images")
     assert compared.words.count("random choice") >= 1
     assert "test split <b>" in compared.words
@@ -139,6 +139,22 @@ CASES = {
 def test_a_tone_is_what_the_verdict_says(tone, found, against):
     assert comparison.tone(sentence("dropping 10 %", found, 0.005, against=against, base=0.4)) == tone
     assert comparison.tone(sentence("dropping 10 %", found, 0.005, against=against, base=0.001)) == "open"
+
+
+def test_the_run_s_own_share_leads_then_the_same_against_a_random_choice(tmp_path):
+    facts = make_comparison(tmp_path)
+    lines = [
+        "dropping 30 % costs -2.0 mAP: worse than",
+        *facts["verdicts"],
+        "dropping 30 % gains 1 mAP against a random choice",
+    ]
+    found = comparison.Comparison(tmp_path, {**facts, "verdicts": lines})
+    own = [verdict.line for verdict in found.verdicts(0.5)]
+    assert own[0].startswith("dropping 50 % gains +3.0")
+    assert own[1].startswith("dropping 50 % gains +5.0 mAP [+4.0, +6.0] against a random choice")
+    assert sorted(own) == sorted(lines)
+    assert [verdict.line for verdict in found.verdicts(0.2)][:2] == other
+    assert found.verdicts(0.3)[0].head == "Dropping 30 % costs −2.0 mAP"
 
 
 def test_a_plain_loss_whose_size_is_open_is_not_called_worse():
