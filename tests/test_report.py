@@ -153,7 +153,7 @@ def test_the_run_s_own_share_leads_then_the_same_against_a_random_choice(tmp_pat
     assert own[0].startswith("dropping 50 % gains +3.0")
     assert own[1].startswith("dropping 50 % gains +5.0 mAP [+4.0, +6.0] against a random choice")
     assert sorted(own) == sorted(lines)
-    assert [verdict.line for verdict in found.verdicts(0.2)][:2] == other
+    assert [verdict.line for verdict in found.verdicts(0.2)][:2] == [lines[0], lines[-1]]
     assert found.verdicts(0.3)[0].head == "Dropping 30 % costs −2.0 mAP"
 
 

@@ -205,6 +205,22 @@ def test_an_image_that_the_page_has_no_copy_of_is_shown_from_disk(tmp_path, chro
         chromium.wait(f"!{OPEN}")
 
 
+def test_of_fifty_thousand_images_the_page_still_filters_and_sorts(tmp_path, chromium):
+    make_run(tmp_path / "run", n=50_000, share=0.9, images=False)
+    chromium.problems.clear()
+    chromium.open(report.write(tmp_path / "run"))
+    assert chromium.texts("#count") == ["45,000 images"]
+    chromium.choose("#sort", "most suspicious")
+    assert chromium.js(CARDS) == 48
+    chromium.choose("#search", "04999")
+    chromium.wait(f"0 < {CARDS} && {CARDS} <= 10")
+    chromium.choose("#search", "")
+    chromium.wait(f"{CARDS} === 48")
+    chromium.click("#tick")
+    assert chromium.texts("#export") == ["Export 45,000 paths"]
+    assert chromium.problems == []
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_sticks_out_sideways_and_text_stands_out_from_its_ground(home, chromium, width, dark):
