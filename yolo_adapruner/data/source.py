@@ -83,6 +83,11 @@ def split_files(where: str | Sequence[str]) -> list[Path]:
     return files
 
 
+def is_text(path: str) -> bool:
+    """Return whether a path is text, and has no bytes that are no UTF-8."""
+    return path.isascii() or not any("\ud800" <= c <= "\udfff" for c in path)
+
+
 def label_file(image: Path) -> Path:
     """Return where an image's labels lie: the last folder `images` of its path becomes `labels`."""
     parts = list(image.parts)
@@ -166,7 +171,7 @@ def read_split(where: str | Sequence[str], classes: int) -> tuple[list[Path], li
     left_out: list[str] = []
     for image in split_files(where):
         try:
-            if not cv2.haveImageReader(str(image)):
+            if not (is_text(str(image)) and cv2.haveImageReader(str(image))):  # OpenCV dies of a path that is no text
                 raise DataError(f"Expected an image, but {image} cannot be read as one.")
             labels.append(read_labels(label_file(image), classes))
             files.append(image)

@@ -13,9 +13,11 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from yolo_adapruner.report.comparison import Comparison
-from yolo_adapruner.report.svg import Panel, mark, ticks
+from yolo_adapruner.report.svg import MARKS, Panel, mark, ticks
 
 BINS = 20
+_ARMS = ("pruned", "random", "one run")
+"""Arms that look the same in every report; the others follow as they come."""
 _COLUMNS = 60
 _STAGES = {1: ("warmup", "warm-up"), 2: ("joint", "joint"), 3: ("finetune", "fine-tune")}
 METRICS = ("metrics/mAP50-95(B)", "metrics/mAP50-95(M)", "metrics/mAP50-95(P)", "metrics/accuracy_top1")
@@ -40,11 +42,12 @@ def against_share(comparison: Comparison) -> list[Chart]:
     rows = [row for row in comparison.rows if row["arm"] != "full" and row["map50_95"]]
     if full is None or not rows:
         return []
-    arms = list(dict.fromkeys(row["arm"] for row in comparison.rows if row["arm"] != "full"))
+    others = [row["arm"] for row in comparison.rows if row["arm"] not in _ARMS]
+    arms = [*_ARMS, *dict.fromkeys(others)]
     budgets = sorted({row["budget"] for row in rows}, reverse=True)  # updates first
     heights = [v for row in rows for v in _reach(row, full)] + [full, full - comparison.facts["margin"] / 100]
     span = (max(heights) - min(heights)) or 0.01
-    y = 100 * (min(heights) - 0.08 * span), 100 * (max(heights) + 0.08 * span)
+    y = max(0.0, 100 * (min(heights) - 0.08 * span)), 100 * (max(heights) + 0.08 * span)
     return [_share_chart([r for r in rows if r["budget"] == b], b, arms, full, y, comparison) for b in budgets]
 
 
@@ -58,9 +61,8 @@ def _share_chart(
 ) -> Chart:
     shares = sorted({row["share"] for row in rows})
     said = [f"{r['arm']} at {r['share']:.0%}: {100 * statistics.fmean(r['map50_95']):.1f}" for r in rows]
-    panel = Panel(
-        f"mAP50-95 against share removed, {budget}", f"Full: {100 * full:.1f}; " + "; ".join(said), (0, len(shares)), y
-    )
+    what = f"mAP50-95 against share removed, {budget}"
+    panel = Panel(what, f"Full: {100 * full:.1f}; " + "; ".join(said), (0, len(shares)), y, height=222, top=18)
     panel.y_axis(*_y(y), "mAP50-95")
     panel.x_axis([(i + 0.5, f"{100 * share:.3g} %") for i, share in enumerate(shares)], "share removed")
     panel.level(100 * full, "full")
@@ -81,10 +83,10 @@ def _point(panel: Panel, x: float, row: Mapping[str, Any], kind: int, full: floa
         words += f" [{100 * low:.1f}, {100 * high:.1f}]"
         panel.add(
             '<line class="whisker m{}" x1="{}" x2="{}" y1="{}" y2="{}"/>',
-            *(kind % 8, x, x, panel.py(100 * low), panel.py(100 * high)),
+            *(kind % MARKS, x, x, panel.py(max(100 * low, panel.y[0])), panel.py(100 * high)),
         )
     for value in row["map50_95"] if len(row["map50_95"]) > 1 else ():
-        panel.add('<circle class="seed m{}" cx="{}" cy="{}" r="1.6"/>', kind % 8, x + 7, panel.py(100 * value))
+        panel.add('<circle class="seed m{}" cx="{}" cy="{}" r="1.6"/>', kind % MARKS, x + 7, panel.py(100 * value))
     panel.mark(x, panel.py(100 * mean), kind, words)
 
 

@@ -6,6 +6,7 @@ The tone of a verdict is read off its words, which `study/verdict.py` writes; a 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,17 @@ class Verdict:
         """The tone in words."""
         return TITLES[self.tone]
 
+    @property
+    def head(self) -> str:
+        """What was found, the sentence up to its colon, with a capital letter."""
+        return _spoken(self.line.partition(": ")[0])
+
+    @property
+    def rest(self) -> str:
+        """What that means, the sentence after its colon, with a capital letter and a full stop."""
+        meaning = self.line.partition(": ")[2]
+        return f"{_spoken(meaning)}." if meaning else ""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -59,10 +71,19 @@ class Comparison:
         values = [row["map50_95"] for row in self.rows if row["arm"] == "full"]
         return statistics.fmean(values[0]) if values and values[0] else None
 
-    def verdicts(self) -> list[Verdict]:
-        """Return the verdicts, the one on the learned choice against everything first."""
+    def verdicts(self, share: float | None = None) -> list[Verdict]:
+        """Return the verdicts, the one on the learned choice against everything first, then that against random.
+
+        Args:
+            share: of several shares compared, the one to lead with; the first where it is not among them.
+        """
         lines = [str(line) for line in self.facts.get("verdicts", ())]
-        return [Verdict(line, tone(line)) for line in sorted(lines, key=lambda line: not _leads(line))]
+        leading = [line for line in lines if _leads(line)]
+        wanted = "" if share is None else f"dropping {100 * share:.3g} %"
+        lead = next((line for line in leading if _doing(line) == wanted), leading[0] if leading else "")
+        return [
+            Verdict(line, tone(line)) for line in sorted(lines, key=lambda x: (x != lead, _doing(x) != _doing(lead)))
+        ]
 
     def asides(self) -> list[str]:
         """Return what else it says: hours, and how far the seeds agree."""
@@ -74,10 +95,19 @@ def tone(line: str) -> str:
     return next((name for words, name in _TONES if words in line), "open")
 
 
+def _doing(line: str) -> str:
+    """What a sentence is about, as "dropping 10 %"; of an arm beside the learned choice, with its name."""
+    return re.split(" (?:costs|gains) ", line)[0]
+
+
 def _leads(line: str) -> bool:
     """Whether a sentence is about the learned choice, by itself and against the full set."""
-    what = line.partition(" mAP")[0]
-    return "(" not in what and "against a random choice" not in line
+    return _doing(line) != line and "(" not in _doing(line) and "against a random choice" not in line
+
+
+def _spoken(words: str) -> str:
+    """With a capital letter, and a minus where one is meant."""
+    return re.sub(r"(?<!\S)-(?=\d)|(?<=\[)-(?=\d)", "−", words[:1].upper() + words[1:])
 
 
 def load(folder: str | Path) -> Comparison:

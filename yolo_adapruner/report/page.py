@@ -51,7 +51,7 @@ def write(folder: str | Path, compare: str | Path | None = None, *, target: Path
     """
     found = run.load(folder)
     file = target or found.folder / NAME
-    text = page(found, None if compare is None else comparison.load(compare))
+    text = page(found, None if compare is None else comparison.load(compare), title=file.absolute().parent.name)
     try:
         with replace_file(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -60,11 +60,19 @@ def write(folder: str | Path, compare: str | Path | None = None, *, target: Path
     return file
 
 
-def page(found: Run, compared: Comparison | None = None, limits: Limits | None = None) -> str:
-    """Return a report as HTML of less than `MOST_BYTES` bytes in UTF-8."""
+def page(found: Run, compared: Comparison | None = None, limits: Limits | None = None, *, title: str = "") -> str:
+    """Return a report as HTML of less than `MOST_BYTES` bytes in UTF-8.
+
+    Args:
+        found: the run.
+        compared: a comparison of it.
+        limits: what the page may hold.
+        title: what it is called, the run folder's name by default.
+    """
     limits = limits or Limits()
     labels, sampled = _labels(found, limits)
     view = _view(found, compared, _drift(found, labels, sampled), len(sampled))
+    view["title"] = shown(title or found.folder.name)
     while True:
         text = _render(view, island(found, labels, limits))
         if len(text.encode("utf-8")) < MOST_BYTES:

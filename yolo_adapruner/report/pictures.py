@@ -9,7 +9,10 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import cv2
 from PIL import Image, ImageOps
+
+from yolo_adapruner.data.source import is_text
 
 SIDE, QUALITY = 480, 76
 """Longest side of a copy in pixels, and its JPEG quality."""
@@ -42,6 +45,9 @@ def copies(paths: Iterable[str], budget: int) -> dict[str, Picture]:
 
 def copy_of(path: str) -> Picture | None:
     """Return a copy of an image file, turned as EXIF says, or None where it cannot be read."""
+    # Ultralytics, where it is loaded, has Pillow install a plug-in for a file that Pillow does not know.
+    if is_text(path) and not cv2.haveImageReader(path):
+        return None
     try:
         with warnings.catch_warnings(), Image.open(os.fsencode(path)) as image:
             warnings.simplefilter("ignore")  # large images, odd EXIF: all there is to do is to try
@@ -51,6 +57,6 @@ def copy_of(path: str) -> Picture | None:
             small.thumbnail((SIDE, SIDE))
             stream = io.BytesIO()
             small.save(stream, "JPEG", quality=QUALITY, optimize=True)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except (OSError, ImportError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return None
     return Picture(*small.size, "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii"))

@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.data.export import shown
 from yolo_adapruner.data.labels import Labels
+from yolo_adapruner.data.source import is_text
 from yolo_adapruner.report.pictures import copies
 from yolo_adapruner.report.run import Run
 
 _SCALE = 9999
 """Coordinates of boxes are whole numbers from 0 to this."""
-_LISTED = "twin"
+_TWIN = "twin"
+_ELSEWHERE = {_TWIN, "reason", "detail"}
+"""Columns that the rows hold in a form of their own; a suspect's detail is its `kind`, a duplicate's its twin."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,19 @@ def island(run: Run, labels: Mapping[int, Labels | None], limits: Limits) -> dic
     paths = [run.outcome.paths[i] for i in rows]
     root = _root(paths)
     reasons = run.reasons
-    twins = run.outcome.columns.get(_LISTED)
+    twins = run.outcome.columns.get(_TWIN)
     pairs = _pairs(run, rows, twins)
     content: dict[str, Any] = {
         "root": shown(root),
         "paths": [shown(path[len(root) :]) for path in paths],
-        "links": {n: "file://" + quote(os.fsencode(path)) for n, path in enumerate(paths) if not _is_text(path)},
+        "links": {n: "file://" + quote(os.fsencode(path)) for n, path in enumerate(paths) if not is_text(path)},
         "reasons": [reasons[i] for i in rows],
         "names": {c: shown(name) for c, name in run.names.items()},
         "classes": [_classes(i, labels) for i in rows],
         "boxes": list(_boxes([labels.get(int(i)) for i in rows], limits.boxes if run.task != "classify" else 0)),
         "unreadable": [n for n, i in enumerate(rows) if labels.get(int(i), labels) is None],
         "found": {n: _scaled(run.found[path]) for n, path in enumerate(paths) if path in run.found},
-        "columns": {name: _values(run.outcome.columns[name][rows]) for name in run.outcome.columns if name != _LISTED},
+        "columns": {name: _values(v[rows]) for name, v in run.outcome.columns.items() if name not in _ELSEWHERE},
         "twins": {n: shown(path) for n, path in pairs.items()},
         **_history(run, rows, limits.epochs),
     }
@@ -138,7 +141,7 @@ def _scaled(rows: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def _values(values: NDArray[Any]) -> list[Any]:
-    """Numbers with four digits, null for none; words as they are."""
+    """Numbers with three digits, null for none; words as they are."""
     if values.dtype.kind in "US":
         return [shown(str(word)) for word in values]
     if values.dtype.kind in "iub":
@@ -147,7 +150,7 @@ def _values(values: NDArray[Any]) -> list[Any]:
 
 
 def _short(value: float) -> float | int:
-    rounded = float(f"{value:.4g}")
+    rounded = float(f"{value:.3g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 
@@ -166,7 +169,3 @@ def _history(run: Run, rows: NDArray[np.int64], most: int) -> dict[str, Any]:
 def _root(paths: Sequence[str]) -> str:
     """The folder that all paths lie below, with the slash at its end."""
     return os.path.commonpath([os.path.dirname(path) for path in paths]).rstrip("/") + "/" if paths else ""
-
-
-def _is_text(path: str) -> bool:
-    return path.isascii() or not any("\ud800" <= c <= "\udfff" for c in path)

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from yolo_adapruner.report import NAME
 from yolo_adapruner.study.summary import run_lines, run_summary
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def show_run(result: RunResult) -> None:
 
 def show_comparison(result: Comparison) -> None:
     """Print a finished comparison."""
-    _show(f"{result.report()}\n\nsaved in {result.folder}", lambda: _comparison(result))
+    places = "\n".join(f"{name} {place}" for name, place in _places(result))
+    _show(f"{result.report()}\n\n{places}", lambda: _comparison(result))
 
 
 def _show(plain: str, rich: Callable[[], RenderableType]) -> None:
@@ -52,11 +54,15 @@ def _comparison(result: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
     for block in result.report().split("\n\n"):
         lines = block.splitlines()
-        parts.append(
-            _table(lines) if lines[0].startswith("|") else Text(block.replace("\n- ", "\n• ").removeprefix("- "))
-        )
-        parts.append(Text())
-    return Group(*parts, _pairs([("saved in", str(result.folder))]))
+        words = "\n".join(f"• {line[2:]}" if line.startswith("- ") else line for line in lines)
+        parts += [_table(lines) if lines[0].startswith("|") else Text(words), Text()]
+    return Group(*parts, _pairs(_places(result)))
+
+
+def _places(result: Comparison) -> list[tuple[str, str]]:
+    """Where a comparison lies, and its report if there is one."""
+    page = result.folder / NAME
+    return [("saved in", str(result.folder)), *([("report", str(page))] if page.is_file() else [])]
 
 
 def _table(lines: Sequence[str]) -> Table:

@@ -101,8 +101,8 @@
   // ---- the list
 
   function words(n) {
-    const detail = columns.detail?.[n];
-    return data.reasons[n] === "label suspect" && detail ? `${data.reasons[n]}: ${detail}` : data.reasons[n];
+    const kind = columns.kind?.[n];
+    return data.reasons[n] === "label suspect" && kind ? `${data.reasons[n]}: ${kind}` : data.reasons[n];
   }
 
   function card(n) {
@@ -287,11 +287,11 @@
   }
 
   function sentences(n) {
-    const lines = [], detail = columns.detail?.[n] ?? "", kind = columns.kind?.[n] ?? "";
+    const lines = [], kind = columns.kind?.[n] ?? "";
     const suspicion = number("suspicion", n), alike = number("similarity", n), seen = number("seen", n);
     const reasons = {
-      "label suspect": `Dropped because its labels look wrong${detail || kind ? `: ${detail || kind}` : ""}.`,
-      "duplicate": `Dropped because it is much like ${data.twins[n] ?? (detail || "another image")}.`,
+      "label suspect": `Dropped because its labels look wrong${kind ? `: ${kind}` : ""}.`,
+      "duplicate": `Dropped because it is much like ${data.twins[n] ?? "another image"}.`,
       "easy": "Dropped because the detector has learned all it shows.",
       "outlier": "Dropped because it fits nothing else in the set.",
       "dropped": "Dropped for its low score.",
@@ -339,7 +339,7 @@
     const list = element("dl", { class: "facts" });
     for (const [name, values] of Object.entries(columns)) {
       const value = values[n];
-      if (value === null || value === "" || ["reason", "detail", "boxes"].includes(name)) continue;
+      if (value === null || value === "" || ["boxes", "kind"].includes(name)) continue;
       const spoken = typeof value === "number" ? String(Number(value.toPrecision(3))) : String(value);
       list.append(element("div", {}, element("dt", {}, TITLES[name] ?? name.replaceAll("_", " ")), element("dd", {}, spoken)));
     }
