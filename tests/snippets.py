@@ -248,8 +248,9 @@ def _train_leaves(words: list[str], out: str, run: Path) -> list[Path]:
 
 
 def _export_leaves(words: list[str], out: str, run: Path) -> list[Path]:
-    assert out.strip(), "export named no file"
-    return [Path(line) for line in out.splitlines()]
+    named = [Path(line) for line in out.splitlines() if " " not in line and Path(line).suffix]
+    assert named, f"export named no file: {out}"
+    return named
 
 
 def _compare_leaves(words: list[str], out: str, run: Path) -> list[Path]:

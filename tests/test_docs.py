@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,6 +88,32 @@ def test_formulas_are_mathml_and_pages_load_the_site_s_own_worker(built):
     for page in out.rglob("*.html"):
         assert "iframe-worker" not in page.read_text(encoding="utf-8")
     assert "location.protocol" in (out / "assets" / "javascripts" / "worker.js").read_text(encoding="utf-8")
+
+
+SEARCH = """<script>
+const roots = () => [...document.querySelectorAll("*")].map((each) => each.shadowRoot);
+const within = () => roots().find((root) => root?.querySelector("input"));
+setTimeout(() => document.querySelector("[class*=search] button, button[class*=search]").click(), 500);
+setTimeout(() => {
+  const field = within().querySelector("input");
+  Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(field, "duplicates");
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+}, 1500);
+setTimeout(() => { document.title = "found " + within().querySelectorAll("a").length; }, 4000);
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_search_works_from_disk(built):
+    page = built[0] / "search-from-disk.html"
+    page.write_text((built[0] / "index.html").read_text(encoding="utf-8").replace("</body>", SEARCH), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom"]
+    done = subprocess.run(["chromium", *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    page.unlink()
+    found = re.search(r"<title>found (\d+)</title>", done.stdout)
+    assert found, done.stderr[-2000:]
+    assert int(found[1]) >= 3
 
 
 @pytest.mark.parametrize(

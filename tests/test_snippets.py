@@ -99,6 +99,14 @@ def shared(tmp_path_factory):
     return build_shared(tmp_path_factory.mktemp("snippets"))
 
 
+@pytest.mark.slow
+def test_a_run_leaves_the_files_that_the_readme_lists(shared):
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| file | content |")[2].partition("\n\n")[0]
+    files = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(files) >= 8
+    assert [name for name in files if not (shared / "finished" / name).is_file()] == []
+
+
 @pytest.fixture(scope="module")
 def worlds(shared, tmp_path_factory):
     """A page's world, made when its first block runs."""
