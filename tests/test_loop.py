@@ -202,7 +202,7 @@ def test_a_loaded_state_goes_on_as_if_nothing_had_been(at, tmp_path):
     first.update(half, losses_of(at)[half])  # in the middle of an epoch
     torch.save(first.state_dict(), tmp_path / "state.pt")
     run(second, 2)
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert_same(second, first)
     second.update(half + N // 2, losses_of(at)[half + N // 2])
     second.step(0.8)
