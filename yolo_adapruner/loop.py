@@ -22,11 +22,11 @@ from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.indexed import ActiveSampler, as_numbers
 
-DEFAULTS: dict[str, Any] = {"tau": 0.05}
+DEFAULTS: dict[str, Any] = {"tau": 0.15}
 """Where a loop's settings differ from a detector's.
 
-One loss alone has a long tail of samples that are all but known: at a detector's `tau` the easiest of them go with the
-suspect, where labels are wrong in place of the suspect.
+One loss alone has a long tail of samples that are all but known: at a detector's `tau` the easiest of them go where the
+suspect should. Below 0.1 the pressure outgrows `clip`, and the samples that stay are no longer told apart.
 """
 
 FALLEN = 0.5
