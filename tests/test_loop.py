@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from tests import helpers
 from yolo_adapruner import AdaPruner, IndexedDataset, PruneConfig
 from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError, RunError
+from yolo_adapruner.loop import DEFAULTS
 
 N, WRONG, EPOCHS = 200, 20, 20
 
@@ -106,6 +107,16 @@ def test_an_automatic_warm_up_ends_once_the_median_loss_has_halved():
     assert stages == [1, 1, 1, 1, 1, 2]
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_the_defaults_rank_the_kept_as_well_as_the_dropped(share):
+    """At a `tau` so low that all that stay are beyond `clip` they would tie, in the order of no evidence."""
+    pruner = AdaPruner(N, EPOCHS, share)
+    run(pruner, EPOCHS)
+    stay = np.flatnonzero(pruner.kept)
+    assert len(np.unique(pruner.scores[stay])) > 0.9 * len(stay)
+    assert np.median(pruner.scores[:WRONG]) < pruner.scores[WRONG:].min()
+
+
 @pytest.mark.parametrize(("works", "epochs"), [(True, 1), (False, 11)])
 def test_the_caller_may_say_when_the_model_works(works, epochs):
     pruner, stages = AdaPruner(N, EPOCHS, 0.1), []
@@ -180,6 +191,8 @@ def test_a_config_gives_its_settings_and_prune_wins():
     pruner = AdaPruner(10, 10, 0.3, config=PruneConfig(share=0.1, tau=0.5, warmup=1))
     assert (pruner.config.share, pruner.config.tau, pruner.config.warmup) == (0.3, 0.5, 1)
     assert AdaPruner(10, 10, config=PruneConfig(share=0.2)).config.share == 0.2
+    # what the config leaves out is a loop's, not a detector's
+    assert AdaPruner(10, 10, config=PruneConfig(share=0.2)).config.tau == DEFAULTS["tau"] != PruneConfig().tau
 
 
 # Going on
@@ -202,7 +215,7 @@ def test_a_loaded_state_goes_on_as_if_nothing_had_been(at, tmp_path):
     first.update(half, losses_of(at)[half])  # in the middle of an epoch
     torch.save(first.state_dict(), tmp_path / "state.pt")
     run(second, 2)
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert_same(second, first)
     second.update(half + N // 2, losses_of(at)[half + N // 2])
     second.step(0.8)

@@ -8,7 +8,7 @@ no loader and no Ultralytics.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,12 @@ from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.indexed import ActiveSampler, as_numbers
 
-DEFAULTS: dict[str, Any] = {}
-"""Where a loop's settings differ from a detector's."""
+DEFAULTS: dict[str, Any] = {"tau": 0.15}
+"""Where a loop's settings differ from a detector's.
+
+One loss alone has a long tail of samples that are all but known: at a detector's `tau` the easiest of them go where the
+suspect should. Below 0.1 the pressure outgrows `clip`, and the samples that stay are no longer told apart.
+"""
 
 FALLEN = 0.5
 """An automatic warm-up ends once the median loss is this part of the first epoch's."""
@@ -189,13 +193,17 @@ class AdaPruner:
         self._updates = np.zeros(1, np.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything an interrupted run needs to go on, the open epoch included, as arrays and plain values."""
-        return {
+        """Return everything an interrupted run needs to go on, the open epoch included.
+
+        Tensors and plain values, so that `torch.load` reads it back with `weights_only=True`, its default.
+        """
+        state = {
             "core": self.core.state_dict(),
             "epoch": self.epoch,
             "first_median": self._first_median,
             "open": [total.copy() for total in (*self.core.record.totals, self._updates)],
         }
+        return _converted(state, np.ndarray, torch.from_numpy)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -204,6 +212,7 @@ class AdaPruner:
             RunError: it is no such state, or one of another number of samples or readings.
         """
         own = (*self.core.record.totals, self._updates)
+        state = _converted(state, Tensor, lambda tensor: tensor.cpu().numpy())
         try:
             shapes = [np.shape(total) for total in state["open"]]
             if shapes != [total.shape for total in own]:
@@ -252,6 +261,15 @@ def _settings(config: PruneConfig | None, prune: float | None) -> PruneConfig:
             raise ConfigError(f"Expected prune as the share to remove, 0 to 0.95, but got {prune!r}.")
         given["share"] = prune
     return PruneConfig(**{**DEFAULTS, **given})
+
+
+def _converted(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """The same with everything of a kind converted, also within mappings and lists."""
+    if isinstance(value, Mapping):
+        return {key: _converted(item, kind, convert) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_converted(item, kind, convert) for item in value]
+    return convert(value) if isinstance(value, kind) else value
 
 
 def _one_loss_each(count: int, losses: Tensor | NDArray[np.floating], readings: int = 1) -> str:

@@ -10,6 +10,7 @@ that was interrupted goes on, and its tables to OUT.md. Knows how to train by `l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -81,17 +82,15 @@ def study(names: Sequence[str], seeds: Sequence[int], path: Path, say: Callable[
     found["versions"] = {"python": platform.python_version(), **{p: version(p) for p in packages}}
     found["text"] = loopsets.versions()
     found["recipes"] = {name: vars(RECIPES[name]) for name in RECIPES}
-    for name in names:
-        for noise in (NOISE, 0.0):
-            for seed in seeds:
-                if (name, noise, seed) in done:
-                    continue
-                start = time.perf_counter()
-                arms = cell(name, noise, seed)
-                seconds = round(time.perf_counter() - start, 1)
-                found["cells"].append({"set": name, "noise": noise, "seed": seed, "seconds": seconds, "arms": arms})
-                _write(path, json.dumps(_without_nan(found), indent=1))
-                say(f"{name}, {noise:.0%} planted, seed {seed}: {seconds:.0f} s")
+    for seed, name, noise in itertools.product(seeds, names, (NOISE, 0.0)):
+        if (name, noise, seed) in done:
+            continue
+        start = time.perf_counter()
+        arms = cell(name, noise, seed)
+        seconds = round(time.perf_counter() - start, 1)
+        found["cells"].append({"set": name, "noise": noise, "seed": seed, "seconds": seconds, "arms": arms})
+        _write(path, json.dumps(_without_nan(found), indent=1))
+        say(f"{name}, {noise:.0%} planted, seed {seed}: {seconds:.0f} s")
     return found
 
 
