@@ -21,7 +21,6 @@ SHIFT = (0.2, 0.6)
 """How far a shifted box goes, as a share of its own width and height."""
 COVER = 0.05
 """Largest share of a spurious box, or of what it overlaps, that lies in both; their IoU is never larger than this."""
-_TRIES = 400  # draws for a free place
 _DONORS = 20
 _SAME = 0.5  # IoU from which on two boxes are the same
 _LEAST_SEEN = 0.1  # of a box, where an image is cut; Ultralytics' own limit
@@ -38,12 +37,14 @@ class Peers:
         part: share of an image's boxes that go (missing) or come (spurious), in (0, 1].
         frame: width and height that the labels to spoil are shares of, as shares of a whole image: less than 1 where a
             part of an image stands for it, as in a mosaic.
+        tries: draws for free places of an image's spurious boxes at most.
     """
 
     labels: Sequence[Labels]
     classes: int
     part: float = 0.5
     frame: tuple[float, float] = (1.0, 1.0)
+    tries: int = 400
 
     @cached_property
     def every(self) -> Labels:
@@ -130,7 +131,7 @@ def spurious(labels: Labels, rng: np.random.Generator, peers: Peers) -> Labels |
     """
     wanted, added = peers.count(len(labels)), 0
     result = labels
-    for _ in range(_TRIES):
+    for _ in range(peers.tries):
         cls, size = peers.draw(rng)
         low = rng.uniform(0, 1, 2) * (1 - size)
         box = np.concatenate([low, low + size])[None]

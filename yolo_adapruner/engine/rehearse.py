@@ -43,7 +43,10 @@ FEATURES = (
 """Columns of `features`: the channels; means and worst over objects; the unexplained predictions; number of labels."""
 MOST_PEERS = 10_000
 """So many images of the set at most are drawn from, a seeded sample."""
+MIXED_EVERY = 3
+"""Of batches whose images are mixed every so manyth is rehearsed: in an epoch an image is in several, by parts."""
 _EPS = 1e-4
+_TRIES = 40  # beside a training step there is no time for the fullest pictures
 _WHOLE = np.array([0.0, 0, 1, 1])
 
 
@@ -152,7 +155,7 @@ class Rehearsal:
     """
 
     def __init__(self, peers: Sequence[Labels], n: int, classes: int, seed: int) -> None:
-        self.seed, self.peers = seed, Peers(peers, classes)
+        self.seed, self.peers = seed, Peers(peers, classes, tries=_TRIES)
         names = [name for name in FAULTS if name != "swapped" or classes > 1]
         order = np.random.default_rng([seed, n]).permutation(n)
         self.kinds: NDArray[np.str_] = np.array(names)[order % len(names)]

@@ -38,7 +38,7 @@ from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import Accounts, accounts
-from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal
+from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, Rehearsal
 from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line, quiet
@@ -259,6 +259,7 @@ class AdaPruneMixin(Resumable):
         self._weights = None if weights is None else torch.from_numpy(weights)
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
         self._looks = evidence.Evidence()
+        self._batches = 0
         self._tap.clear()  # what a batch that failed has left there
         self._tap.watching = pruner.stage is not Stage.FINETUNE
         if self._features is not None:
@@ -304,7 +305,9 @@ class AdaPruneMixin(Resumable):
             self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
             self._spoilt = None
             if self._rehearsal is not None and self.pruner.rehearses:
-                self._spoilt = self._rehearsal.spoil(loaded, tuple(batch["img"].shape[2:]), on, sources)
+                if on.ownership is None or self._batches % MIXED_EVERY == self.epoch % MIXED_EVERY:
+                    self._spoilt = self._rehearsal.spoil(loaded, tuple(batch["img"].shape[2:]), on, sources)
+                self._batches += 1
             weights = None if self._weights is None else self._weights[self._batch_ids]
             self._tap.weights = None if weights is None else weights.to(self.device, non_blocking=True)
         return batch
