@@ -21,6 +21,7 @@ TWIN = 0.5
 """From this likelihood on, two samples are called the same picture."""
 _SWEEPS = 100
 _SETTLED = 1e-3
+_NEGLIGIBLE = 1e-3
 _STICKS = 0.5
 
 
@@ -46,7 +47,7 @@ class Graph:
         n, width = neighbours.shape
         own, other = np.repeat(np.arange(n), width), neighbours.ravel().astype(np.int64)
         values = np.asarray(kernel, np.float64).ravel()
-        real = (other >= 0) & (other != own) & (values > 0)
+        real = (other >= 0) & (other != own) & (values > _NEGLIGIBLE)
         low, high = np.minimum(own, other)[real], np.maximum(own, other)[real]
         _, once = np.unique(low * n + high, return_index=True)
         return cls(low[once], high[once], values[real][once])
