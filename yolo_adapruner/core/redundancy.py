@@ -21,6 +21,7 @@ TWIN = 0.5
 """From this likelihood on, two samples are called the same picture."""
 _SWEEPS = 100
 _SETTLED = 1e-3
+_NEGLIGIBLE = 1e-3
 _STICKS = 0.5
 
 
@@ -46,7 +47,7 @@ class Graph:
         n, width = neighbours.shape
         own, other = np.repeat(np.arange(n), width), neighbours.ravel().astype(np.int64)
         values = np.asarray(kernel, np.float64).ravel()
-        real = (other >= 0) & (other != own) & (values > 0)
+        real = (other >= 0) & (other != own) & (values > _NEGLIGIBLE)
         low, high = np.minimum(own, other)[real], np.maximum(own, other)[real]
         _, once = np.unique(low * n + high, return_index=True)
         return cls(low[once], high[once], values[real][once])
@@ -116,7 +117,7 @@ class Redundancy:
         self.twin: NDArray[np.int64] = np.full(n, -1, np.int64)
         self.similarity: NDArray[np.float64] = np.full(n, np.nan)
         self._paid = np.zeros(n)
-        self._remembered: tuple[NDArray[Any], ...] | None = None
+        self._remembered: dict[str, NDArray[Any]] | None = None
 
     @property
     def paid(self) -> NDArray[np.float64]:
@@ -125,12 +126,12 @@ class Redundancy:
 
     def remember(self) -> None:
         """Keep the account as it is now, for the mask that is kept."""
-        self._remembered = self.taken, self.twin, self.similarity
+        self._remembered = {name: getattr(self, name) for name in _ACCOUNT}
 
     def recall(self) -> None:
         """Go back to the account that was kept, if one was."""
-        if self._remembered is not None:
-            self.taken, self.twin, self.similarity = self._remembered
+        for name, array in (self._remembered or {}).items():
+            setattr(self, name, array)
 
     def step(
         self,
@@ -170,14 +171,14 @@ class Redundancy:
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, as arrays."""
         now = {name: getattr(self, name).copy() for name in (*_ACCOUNT, "_paid")}
-        return {**now, "remembered": None if self._remembered is None else list(self._remembered)}
+        return {**now, "remembered": self._remembered}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         for name in (*_ACCOUNT, "_paid"):
             setattr(self, name, np.array(state[name]))
         kept = state["remembered"]
-        self._remembered = None if kept is None else tuple(np.array(part) for part in kept)
+        self._remembered = None if kept is None else {name: np.array(kept[name]) for name in _ACCOUNT}
 
 
 _ACCOUNT = ("taken", "twin", "similarity")
