@@ -387,10 +387,10 @@ def test_two_processes_both_begin_with_the_old_logits(tmp_path, monkeypatch):
     helpers.build_set(tmp_path / "set", train=25)
     helpers.write_architecture(tmp_path / "small.yaml")
     method = {"share": 0.2, "warmup": 1, "joint": 0.5}
-    base = train("Noted", tmp_path, "base", monkeypatch, prune=method, epochs=3)
-    result = train("TwoOnCpu", tmp_path, "two", monkeypatch, prune=method, epochs=3, start=str(base.folder))
+    base = train("Noted", tmp_path, "base", monkeypatch, prune=method, epochs=4)
+    result = train("TwoOnCpu", tmp_path, "two", monkeypatch, prune=method, epochs=4, start=str(base.folder))
     manifest, _ = read(result.folder)
     assert (manifest["start"]["carried"], manifest["start"]["new"]) == (25, 0)
     wanted = 1 + start_logits(read(base.folder)[1].columns["logit"], 0.2, rates=(0.5, 0.5))
     for rank in (0, 1):
-        np.testing.assert_allclose(notes(tmp_path, "two", rank)["01"]["logits"], wanted)
+        np.testing.assert_allclose(notes(tmp_path, "two", rank)["00"]["logits"], wanted)
