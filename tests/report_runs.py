@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
 
 from tests.helpers import picture
 from yolo_adapruner.core.selection import select_kept
-from yolo_adapruner.data import export
+from yolo_adapruner.data import explain, export
 from yolo_adapruner.data.export import Outcome
 from yolo_adapruner.study.interval import Difference
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Row, verdicts
@@ -28,6 +31,13 @@ NAMES = {
 REASONS = ("label suspect", "duplicate", "easy", "outlier")
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 EPOCHS_JOINT = (4, 5, 6, 7)
+
+
+@contextmanager
+def knows_no_reasons() -> Iterator[None]:
+    """Write runs as versions did that gave no reasons."""
+    with mock.patch.object(explain, "with_reasons", lambda outcome: outcome):
+        yield
 
 
 def make_run(folder: Path, *, n: int = 40, share: float = 0.5, reasons: bool = True, images: bool = True) -> Outcome:
@@ -71,7 +81,8 @@ def make_run(folder: Path, *, n: int = 40, share: float = 0.5, reasons: bool = T
     }
     data = {"path": root.parent.parent, "val": f"{root}", "names": NAMES}
     outcome = Outcome(paths, kept, columns, history)
-    export.write(folder, outcome, source=root.parent.parent / "data.yaml", data=data, manifest=manifest)
+    with nullcontext() if reasons else knows_no_reasons():
+        export.write(folder, outcome, source=root.parent.parent / "data.yaml", data=data, manifest=manifest)
     _write_table(folder / "results.csv")
     return outcome
 

@@ -33,7 +33,7 @@ def run_folder(folder: Path, constraints: Constraints, share: float = 0.2, **col
     folder.mkdir()
     kept = select_kept(LOGITS, share, constraints=constraints)
     signal = {"logit": LOGITS, "signal": np.arange(N)[::-1] + 0.0}
-    outcome = Outcome([f"/set/{i:02}.jpg" for i in range(N)], kept, {**signal, **columns}, constraints)
+    outcome = Outcome([f"/set/{i:02}.jpg" for i in range(N)], kept, {**signal, **columns}, constraints=constraints)
     manifest = {"prune": {"share": share, "floor": constraints.floor}, "seed": 0}
     write(
         folder,

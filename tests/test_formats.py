@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests import helpers
+from tests.report_runs import knows_no_reasons
 from yolo_adapruner import cli
 from yolo_adapruner.data.export import Outcome, read, write
 from yolo_adapruner.data.source import label_file, read_labels, read_shapes
@@ -37,20 +39,17 @@ def finish(folder: Path, data: Path, *, paths: list[str] | None = None, reasons:
     boxes = [len(read_labels(f, 3)) if f.is_file() else 0 for f in lines]
     columns = {"weight": 1 / (1 + np.exp(-logits)), "logit": logits, "boxes": np.array(boxes)}
     if reasons:
-        reason = np.full(n, "", dtype="U20")
-        reason[[1, 7]], reason[4] = "label suspect", "duplicate"
         suspicion = np.full(n, np.nan)
         suspicion[[1, 7]] = 0.5, 3.0
-        columns |= {
-            "reason": reason,
-            "detail": np.where(reason == "label suspect", "shifted", ""),
-            "suspicion": suspicion,
-        }
+        twin = np.full(n, -1)
+        twin[4] = 0
+        columns |= {"suspicion": suspicion, "kind": np.full(n, "shifted"), "similarity": np.ones(n), "twin": twin}
     folder.mkdir(parents=True, exist_ok=True)
     outcome = Outcome(paths, kept, columns)
     content = {"path": data.parent, "val": f"{data.parent}/images/val", "names": NAMES, "nc": 3, **content}
     manifest = {"seed": 0, "prune": {"share": 0.25}, "train": {"task": "detect", "imgsz": 64, "batch": 4}}
-    write(folder, outcome, source=data, data=content, manifest=manifest)
+    with nullcontext() if reasons else knows_no_reasons():
+        write(folder, outcome, source=data, data=content, manifest=manifest)
     return outcome
 
 

@@ -220,7 +220,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
             columns = {name: arrays[name] for name in manifest["columns"]}
             outcome = Outcome(paths, arrays["kept"], columns, constraints=constraints)
         _check(manifest, outcome)
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(
             f"Expected {folder / MANIFEST} and {MASK} of this package, but they cannot be read ({error})."
         ) from None
