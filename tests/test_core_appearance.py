@@ -181,6 +181,16 @@ def test_labels_that_agree_by_more_than_chance_are_evidence() -> None:
     assert layout.evidence(np.array([20]), np.array([30]))[0] < 1
 
 
+def test_agreement_by_chance_counts_for_nothing() -> None:
+    """All samples have one box in common and one of their own; copies share both."""
+    rng = np.random.default_rng(2)
+    labels = [boxes_of((0, 0.5, 0.5), (1, *rng.uniform(0.1, 0.9, 2))) for _ in range(N)]
+    labels[190] = labels[0]
+    layout = Layout(*zip(*labels, strict=True))
+    assert layout.agreement(np.array([190, 20]), np.array([0, 30])).tolist() == [1, 0.5]
+    assert layout.beyond_chance(np.array([190, 20]), np.array([0, 30])).tolist() == [1, 0]
+
+
 def test_labels_that_all_samples_share_are_none() -> None:
     layout = Layout(*zip(*[boxes_of((0, 0.5, 0.5))] * N, strict=True))
     assert layout.evidence(np.array([1]), np.array([2])).tolist() == [0]

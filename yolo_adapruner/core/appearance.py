@@ -113,7 +113,7 @@ class Appearance:
         """Return each sample's nearest and how likely each is the same picture: (N, K) numbers, (N, K) in [0, 1].
 
         Where labels are known, that the boxes agree is evidence as well, as far as they would not by chance; and what
-        is returned is the likelihood times the share of boxes on which the two agree.
+        is returned is the likelihood times the share of boxes on which the two agree beyond chance.
         -1 and 0 where there is none, and all over before three epochs were seen.
         """
         n = len(self.mean)
@@ -131,7 +131,7 @@ class Appearance:
         agreement: NDArray[np.float64] | float = 1.0
         if self._labels is not None:
             pair = np.repeat(known, found.shape[1]), known[found].ravel()
-            agreement = self._labels.agreement(*pair).reshape(found.shape)
+            agreement = self._labels.beyond_chance(*pair).reshape(found.shape)
             evidence += self._labels.evidence(*pair).reshape(found.shape)
         odds = (evidence - np.log(len(known) * _RARE)) / _SOFT
         width = found.shape[1]

@@ -19,6 +19,7 @@ _GROWTH = 1.5
 _MOST = 32
 _PAIRS = 2048
 _DRAWN = 4096
+_USUAL, _LEAST = 0.95, 0.5
 
 
 class Layout:
@@ -59,13 +60,25 @@ class Layout:
         Counted on pairs drawn at random, always the same ones. 0 where one of the two has no boxes: two empty labels
         agree, and say nothing.
         """
+        chance = self._by_chance()
+        above = _DRAWN - np.searchsorted(chance, self.agreement(first, second) - 1e-9)
+        labelled = (self._count[first] > 0) & (self._count[second] > 0)
+        return np.where(labelled, np.log(_DRAWN / np.maximum(above, 1)), 0.0)
+
+    def beyond_chance(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Return the agreement, (E,) in [0, 1], with 0 where it is no more than one pair in twenty has by chance."""
+        least = min(float(np.quantile(self._by_chance(), _USUAL)), _LEAST)
+        agreement = self.agreement(first, second)
+        empty = self._count[first] + self._count[second] == 0
+        return np.where(empty, agreement, np.maximum(agreement - least, 0) / (1 - least))
+
+    def _by_chance(self) -> NDArray[np.float64]:
+        """The agreement of pairs drawn at random, sorted."""
         if self._chance is None:
             n = len(self._count)
             one, step = np.random.default_rng(0).integers((0, 1), (n, max(n, 2)), (_DRAWN, 2)).T
             self._chance = np.sort(self.agreement(one, (one + step) % n))
-        above = _DRAWN - np.searchsorted(self._chance, self.agreement(first, second) - 1e-9)
-        labelled = (self._count[first] > 0) & (self._count[second] > 0)
-        return np.where(labelled, np.log(_DRAWN / np.maximum(above, 1)), 0.0)
+        return self._chance
 
     def _shared(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.float64]:
         a, b = (self._boxes[side].astype(np.float32) for side in (first, second))
