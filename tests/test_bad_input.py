@@ -219,10 +219,8 @@ def test_another_task_than_the_model_s(home, capsys, words, line):
 @pytest.mark.parametrize("task", ["segment", "pose", "obb"])
 def test_a_comparison_of_what_it_cannot_judge(home, capsys, task):
     line = refused(capsys, "compare", "run.yaml", "--model", f"yolo11n-{task.replace('ment', '')}.yaml")
-    assert (
-        f"Expected a model for detect or classify to compare with, but yolo11n-{task.replace('ment', '')}.yaml is for"
-        in line
-    )
+    model = f"yolo11n-{task.replace('ment', '')}.yaml"
+    assert f"Expected a model for detect or classify to compare with, but {model} is for {task}" in line
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ def test_an_image_of_another_folder_is_refused(found, tmp_path):
         ({"a/1": b"x", "a/2": b"x"}, []),  # under one it is a copy, no contradiction
         ({"a/1": b"x", "b/1": b"y"}, []),  # the same name and size
         ({"a/1": b"x", "a/2": b"x", "b/3": b"x", "c/4": b"zz"}, [["a/1", "a/2", "b/3"]]),
+        ({"a/1": b"x" * 5000 + b"1", "b/2": b"x" * 5000 + b"2"}, []),  # alike only in the beginning
+        ({"a/1": b"x" * 5000, "b/2": b"x" * 5000}, [["a/1", "b/2"]]),
         ({"a/1": b"", "b/2": b"", "a/3": b"q", "b/4": b"q"}, [["a/1", "b/2"], ["a/3", "b/4"]]),
     ],
 )

@@ -137,6 +137,20 @@ def test_a_list_of_other_images_is_refused(compared, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+def test_the_largest_share_can_be_searched_for(tmp_path):
+    root = classes.build_folders(tmp_path / "set", train=24, val=6, test=6)
+    model = classes.write_architecture(tmp_path / "small-cls.yaml")
+    config = {"model": str(model), "data": str(root), "epochs": 3, "imgsz": 32, "batch": 16, "device": "cpu"}
+    more = {"nbs": 8, "plots": False, "verbose": False, "project": str(tmp_path / "runs")}
+    result = compare(config, prune="auto", seeds=1, margin=100, **more)
+    tried = result.facts["auto"]["tried"]
+    assert any(
+        f"{100 * entry['share']:.0f}% {'yes' if entry['within'] else 'no'}" in result.report() for entry in tried
+    )
+    assert "of 100 is" in result.facts["auto"]["line"] or result.facts["auto"]["share"] is None
+
+
 # ---- packed sets
 
 

@@ -252,6 +252,13 @@ def test_data_that_is_no_folder_is_refused_in_one_line(home, capsys, given, word
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_ultralytics_own_classifier_trains_with_a_mask(data, tmp_path):
+    trainer = classes.train_here(data, tmp_path / "run", model="yolo11n-cls.yaml", imgsz=64, epochs=3, share=0.3)
+    assert len(helpers.read_list(tmp_path / "run" / "kept.txt")) == 21
+    assert YOLO(trainer.best).task == "classify"
+
+
 def test_single_cls_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="single_cls=True"):
         classes.train_here(data, tmp_path / "run", single_cls=True)

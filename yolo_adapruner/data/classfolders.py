@@ -11,12 +11,15 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from yolo_adapruner.errors import DataError
+
+_BEGINNING = 4096  # bytes that tell most files of one size apart
 
 
 def class_names(folder: str | Path) -> list[str]:
@@ -33,18 +36,25 @@ def files_below(folder: Path) -> list[Path]:
 def contradictions(paths: Sequence[str], classes: Sequence[int]) -> list[list[str]]:
     """Return the groups of byte for byte equal files that lie under different classes, each sorted, in order.
 
-    Only files of a size that another class has as well are read.
+    A large set is not read through for it: only files of one size and then of one beginning are read whole.
     """
-    by_size: dict[int, list[int]] = defaultdict(list)
-    for i, path in enumerate(paths):
-        by_size[os.path.getsize(path)].append(i)
-    by_content: dict[bytes, list[int]] = defaultdict(list)
-    for rows in by_size.values():
-        if len({classes[i] for i in rows}) > 1:
-            for i in rows:
-                by_content[hashlib.sha256(Path(paths[i]).read_bytes()).digest()].append(i)
-    groups = [rows for rows in by_content.values() if len({classes[i] for i in rows}) > 1]
+    groups: list[list[int]] = [list(range(len(paths)))]
+    for key in (os.path.getsize, partial(_digest, count=_BEGINNING), _digest):
+        groups = [part for rows in groups for part in _split(rows, classes, [key(paths[i]) for i in rows])]
     return sorted(sorted(paths[i] for i in rows) for rows in groups)
+
+
+def _split(rows: Sequence[int], classes: Sequence[int], keys: Sequence[Hashable]) -> list[list[int]]:
+    """The rows of one key each, where they are of more than one class."""
+    parts: dict[Hashable, list[int]] = defaultdict(list)
+    for row, key in zip(rows, keys, strict=True):
+        parts[key].append(row)
+    return [part for part in parts.values() if len({classes[i] for i in part}) > 1]
+
+
+def _digest(path: str, count: int = -1) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read(count)).digest()
 
 
 def write(target: Path, paths: Sequence[str], data: Mapping[str, Any]) -> Path:

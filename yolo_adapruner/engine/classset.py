@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from ultralytics.data.dataset import ClassificationDataset
 from ultralytics.data.utils import IMG_FORMATS, check_cls_dataset
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, RANK
 
 from yolo_adapruner.data import classfolders
 from yolo_adapruner.engine.dataset import identity
@@ -138,7 +138,8 @@ def look_over(dataset: FolderDataset, names: dict[int, str]) -> tuple[list[str],
     skipped = sorted({identity(file) for file in dataset.listed} - set(own))
     classes = [sample[1] for sample in dataset.samples]
     empty = [names[c] for c in sorted(set(names) - set(classes))]
-    twice = classfolders.contradictions(own, classes)
+    # Where several processes train, the first alone says and writes what was found.
+    twice = classfolders.contradictions(own, classes) if RANK in {-1, 0} else []
     if empty:
         LOGGER.warning(f"{len(empty)} of {len(names)} classes have no training image, the first: {empty[0]}")
     if twice:
