@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tests.helpers import python
 from yolo_adapruner.engine.judge import judge
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
@@ -75,3 +78,16 @@ def test_too_little_to_learn_from_is_refused(n: int) -> None:
     found, _, rehearsed, kinds = planted(7)
     with pytest.raises(DataError, match="two kinds"):
         judge(found[:n], rehearsed[:n], kinds[:n] if n < N else np.full(N, "shifted"))
+
+
+@pytest.mark.slow
+def test_judging_draws_from_no_stream_of_the_training(tmp_path: Path) -> None:
+    """In a process of its own: a library that is loaded in the middle of a training may draw while it is."""
+    script = (
+        "import random, numpy as np, torch; from yolo_adapruner.engine import judge, rehearse\n"
+        "states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], "
+        "torch.get_rng_state().tolist())\n"
+        "rng = np.random.default_rng(0); a, b = rng.lognormal(0, 1, (2, 60, len(rehearse.FEATURES)))\n"
+        "before = states(); judge.judge(a, b, np.array(['shifted', 'missing'] * 30)); print(states() == before)"
+    )
+    assert python("-c", script, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent.parent)).stdout.strip() == "True"

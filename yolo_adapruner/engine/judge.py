@@ -14,6 +14,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+# At the top: loaded in the middle of a training, it would draw from the training's random numbers.
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+
 from yolo_adapruner.core import distributed
 from yolo_adapruner.engine.faults import FAULTS
 from yolo_adapruner.engine.rehearse import FEATURES
@@ -156,8 +160,6 @@ class _Fit:
 
     def out_of_fold(self, trusted: NDArray[np.bool_]) -> tuple[Array, list[object]]:
         """Return log odds and kinds of each image, (n, 1 + K), by the model of its fold, and the models."""
-        from sklearn.model_selection import KFold
-
         result, models = np.empty((len(self.true), 1 + len(FAULTS))), []
         for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(self.true):
             model = self._model(seen[trusted[seen]], seen[self.ready[seen]])
@@ -166,8 +168,6 @@ class _Fit:
         return result, models
 
     def _model(self, right: NDArray[np.int64], spoilt: NDArray[np.int64]) -> object:
-        from sklearn.linear_model import LogisticRegression
-
         rows = np.concatenate([self.true[right], self.wrong[spoilt]])
         classes = np.concatenate([np.full(len(right), _RIGHT, self.kinds.dtype), self.kinds[spoilt]])
         sides = [self.weights[side] / self.weights[side].sum() for side in (right, spoilt)]
