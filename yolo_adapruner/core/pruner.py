@@ -278,11 +278,11 @@ class Pruner:
         suspected = self.suspicion.signal
         self.signal = surprise(self.moments.means[:, :-1]) if suspected is None else suspected
         f = pressure(sample_loss(self.signal, self.settings.tau))
-        f = f + self._redundant(f, evidence)
+        redundant = self._redundant(f, evidence)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         game, share = self._in_the_game()
-        judged = f[game & np.isfinite(f)]
+        judged = (f + redundant)[game & np.isfinite(f)]
         neutral = float(np.quantile(judged, 1 - share)) if len(judged) else 0.0
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
@@ -295,6 +295,7 @@ class Pruner:
                 clip=self.settings.clip,
                 evidence=evidence,
                 memory=self.settings.memory,
+                extra=redundant,
             )
         self.trace[self.state.epoch] = np.rint(255 * self.mask.weights(self.state.s))
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
@@ -316,7 +317,8 @@ class Pruner:
         alone = Mask(self.n)
         alone.logits = self.mask.logits + self.settings.rate * whole * self.redundancy.paid
         weights = alone.weights(self.settings.s_end)
-        taken, owed = self.redundancy.step(graph, own, weights, evidence, self.appearance.known)
+        memory = self.settings.memory
+        taken, owed = self.redundancy.step(graph, own, weights, evidence, self.appearance.known, memory)
         self.mask.logits -= self.settings.rate * whole * owed
         return whole * taken
 

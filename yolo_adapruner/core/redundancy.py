@@ -140,6 +140,7 @@ class Redundancy:
         weights: NDArray[np.floating],
         evidence: NDArray[np.floating],
         known: NDArray[np.bool_],
+        memory: float = 1.0,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Take an epoch's account.
 
@@ -155,6 +156,7 @@ class Redundancy:
             weights: (N,) y, what each would weigh if nothing were like it.
             evidence: (N,) in [0, 1] the part of this epoch's step that each sample takes.
             known: (N,) bool, whose neighbours are known.
+            memory: part of what was paid that outlives this epoch's step, as in `Mask.update`.
 
         Returns:
             How much of each sample is there already, (N,) in [0, 1], which this epoch's pressure grows by; and what
@@ -164,7 +166,7 @@ class Redundancy:
         taken, self.twin = overlap(graph, wanted - _STICKS * self.taken, weights)
         self.similarity = similarity(graph, known)
         owed = self._paid * (taken - self.taken)
-        self._paid += evidence
+        self._paid = self._paid * (1 - (1 - memory) * evidence) + evidence
         self.taken = taken
         return taken, owed
 
