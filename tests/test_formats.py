@@ -37,7 +37,7 @@ def finish(folder: Path, data: Path, *, paths: list[str] | None = None, reasons:
     logits = np.where(kept, 2.0, -np.arange(1.0, n + 1))
     lines = [label_file(Path(p)) for p in paths]
     boxes = [len(read_labels(f, 3)) if f.is_file() else 0 for f in lines]
-    columns = {"weight": 1 / (1 + np.exp(-logits)), "logit": logits, "boxes": np.array(boxes)}
+    columns = {"weight": 1 / (1 + np.exp(-logits)), "logit": logits, "signal": -logits, "boxes": np.array(boxes)}
     if reasons:
         suspicion = np.full(n, np.nan)
         suspicion[[1, 7]] = 0.5, 3.0
@@ -191,7 +191,7 @@ def test_a_run_without_reasons_lists_all_dropped_and_says_so(tmp_path, data, cap
 
 def test_no_suspect_is_said(tmp_path, data):
     outcome = finish(tmp_path / "run", data)
-    columns = {**outcome.columns, "reason": np.full(N, "easy")}
+    columns = {**outcome.columns, "suspicion": np.full(N, -1.0)}
     manifest = {"seed": 0, "prune": {"share": 0.25}}
     content = {"path": data.parent, "names": NAMES}
     write(tmp_path / "run", replace(outcome, columns=columns), source=data, data=content, manifest=manifest)
@@ -236,7 +236,7 @@ def review(run: Path, data: Path) -> Path:
     """The run with the image that has a polygon among the suspects."""
     outcome = read(run)[1]
     outcome.kept[0] = False
-    outcome.columns["reason"][0] = "label suspect"
+    outcome.columns["suspicion"][0] = 0.1
     manifest = {"seed": 0, "prune": {"share": 0.25}}
     content = {"path": data.parent, "names": NAMES}
     write(run, outcome, source=data, data=content, manifest=manifest)
@@ -491,7 +491,7 @@ def test_hostile_names_come_back_as_they_were(tmp_path, data, name, word):
     place = paths.index(str(renamed))
     outcome = finish(tmp_path / "run", data, paths=paths, names={0: word, 1: "b", 2: "c"})
     outcome.kept[place] = name in ("coco",)
-    outcome.columns["reason"][place] = "label suspect"
+    outcome.columns["suspicion"][place] = 5.0
     write(
         tmp_path / "run",
         outcome,
