@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from tests.helpers import picture
+from yolo_adapruner.core.floors import BACKGROUND, CLASS, SIZE, Constraints, Groups
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import explain, export
 from yolo_adapruner.data.export import Outcome
@@ -80,11 +81,20 @@ def make_run(folder: Path, *, n: int = 40, share: float = 0.5, reasons: bool = T
         "versions": {"python": "3"},
     }
     data = {"path": root.parent.parent, "val": f"{root}", "names": NAMES}
-    outcome = Outcome(paths, kept, columns, history)
+    outcome = Outcome(paths, kept, columns, history, Constraints(_groups(n)))
     with nullcontext() if reasons else knows_no_reasons():
         export.write(folder, outcome, source=root.parent.parent / "data.yaml", data=data, manifest=manifest)
     _write_table(folder / "results.csv")
     return outcome
+
+
+def _groups(n: int) -> Groups:
+    """What the labels of `_write_images` hold at 64 px."""
+    names = [*NAMES.values(), "small", "medium", "background"]
+    even = np.arange(0, n, 2)
+    sample = np.concatenate([np.arange(n), np.arange(n), even, even])
+    group = np.concatenate([np.arange(n) % 3, np.full(n, 3), np.zeros(len(even), int), np.full(len(even), 4)])
+    return Groups.of(sample, group, [CLASS] * 3 + [SIZE] * 2 + [BACKGROUND], names)
 
 
 def _write_images(paths: list[str]) -> None:

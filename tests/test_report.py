@@ -13,9 +13,10 @@ import pytest
 from tests.report_runs import EPOCHS_JOINT, NAMES, NOT_UTF8, REASONS, make_comparison, make_run
 from yolo_adapruner import cli, report
 from yolo_adapruner.data.source import Labels
+from yolo_adapruner.engine import labels
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.report import charts, comparison, page, pictures, rows
-from yolo_adapruner.report.drift import drift
+from yolo_adapruner.report.drift import SIZES, drift
 from yolo_adapruner.report.run import SUSPECTS, Run, load
 from yolo_adapruner.report.svg import Panel, ticks
 from yolo_adapruner.study.closing import report_run
@@ -311,22 +312,37 @@ def test_of_fifty_thousand_images_almost_all_dropped_the_page_is_below_25_mb(tmp
 # Numbers and drawings
 
 
-def test_drift_is_counted_in_boxes():
-    wide, tiny = [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.01, 0.01]
-    labels = [
-        Labels(np.array([0, 0]), np.array([wide, tiny])),
-        Labels(np.array([0, 7]), np.array([wide, wide])),
-        Labels(np.zeros(0, int), np.zeros((0, 4))),
-    ]
-    found = drift(labels, np.array([True, False, True]), {0: "a"})
-    assert [(s.name, s.total, s.kept, s.removed) for s in found.classes] == [
-        ("a", 3, 2, pytest.approx(1 / 3)),
-        ("class 7", 1, 0, 1),
+def test_drift_is_what_the_manifest_counted():
+    counts = {
+        "classes": {"b": [1, 0], "small": [3, 2]},
+        "sizes": {"large": [3, 1], "small": [1, 1]},
+        "background": [2, 1],
+        "boxes": [4, 2],
+    }
+    found = drift({"drift": counts, "images": {"total": 3, "kept": 2}})
+    assert [(s.name, s.note, s.total, s.kept, s.removed) for s in found.classes] == [
+        ("small", "", 3, 2, pytest.approx(1 / 3)),
+        ("b", "", 1, 0, 1),
     ]
     assert [(s.share_of_all, s.share_of_kept) for s in found.classes] == [(0.75, 1.0), (0.25, 0.0)]
-    assert [(s.name[:4], s.total, s.kept) for s in found.sizes] == [("tiny", 1, 1), ("huge", 3, 1)]
+    assert [(s.name, s.note, s.total, s.kept) for s in found.sizes] == [
+        ("small", "below 32 px", 1, 1),
+        ("large", "from 96 px", 3, 1),
+    ]
     assert (found.boxes_removed, found.images_removed) == (0.5, pytest.approx(1 / 3))
-    assert drift(labels[2:], np.array([True]), {}) is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"drift": None}, {"images": {"total": 3, "kept": 3}}, {"drift": {"boxes": [0, 0]}}]
+)
+def test_where_nothing_was_counted_or_dropped_there_is_no_drift(changed):
+    counts = {"classes": {"a": [3, 2]}, "sizes": {}, "background": [0, 0], "boxes": [3, 2]}
+    assert drift({"drift": counts, "images": {"total": 3, "kept": 2}}) is not None
+    assert drift({"drift": counts, "images": {"total": 3, "kept": 2}, **changed}) is None
+
+
+def test_sizes_have_the_names_that_a_run_gives_them():
+    assert tuple(SIZES) == labels.SIZES
 
 
 def test_a_chart_of_shares_has_a_mark_an_arm_and_its_interval(tmp_path):

@@ -15,26 +15,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from yolo_adapruner import __version__
 from yolo_adapruner.data.export import replace_file, shown
-from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.report import charts, comparison, run
 from yolo_adapruner.report.comparison import Comparison
-from yolo_adapruner.report.drift import Drift, drift
+from yolo_adapruner.report.drift import drift
 from yolo_adapruner.report.rows import Limits, island
 from yolo_adapruner.report.run import Run
 
 NAME = "report.html"
 MOST_BYTES = 25_000_000
 """No page is larger."""
-LABELS_READ = 60_000
-"""Images whose labels are read for the drift; of a larger set a seeded sample."""
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -70,8 +65,8 @@ def page(found: Run, compared: Comparison | None = None, limits: Limits | None =
         title: what it is called, the run folder's name by default.
     """
     limits = limits or Limits()
-    labels, sampled = _labels(found, limits)
-    view = _view(found, compared, _drift(found, labels, sampled), len(sampled))
+    labels = {int(i): found.labels(int(i)) for i in found.order()[: limits.rows]}
+    view = _view(found, compared)
     view["title"] = shown(title or found.folder.name)
     while True:
         text = _render(view, island(found, labels, limits))
@@ -80,24 +75,7 @@ def page(found: Run, compared: Comparison | None = None, limits: Limits | None =
         limits = limits.halved()
 
 
-def _labels(found: Run, limits: Limits) -> tuple[dict[int, Labels | None], NDArray[np.int64]]:
-    """Labels by image: of those that drift is told from, which come second, and of those that the gallery shows."""
-    n = len(found.outcome.paths)
-    sampled = np.arange(n)
-    if n > LABELS_READ:
-        sampled = np.sort(np.random.default_rng(0).choice(n, LABELS_READ, replace=False))
-    wanted = {*sampled.tolist(), *found.order()[: limits.rows].tolist()}
-    return {i: found.labels(i) for i in sorted(wanted)}, sampled
-
-
-def _drift(found: Run, labels: Mapping[int, Labels | None], sampled: NDArray[np.int64]) -> Drift | None:
-    known = [(image, i) for i in sampled.tolist() if (image := labels[i]) is not None]
-    if found.outcome.kept.all():
-        return None
-    return drift([image for image, _ in known], found.outcome.kept[[i for _, i in known]], found.names)
-
-
-def _view(found: Run, compared: Comparison | None, moved: Drift | None, sampled: int) -> dict[str, Any]:
+def _view(found: Run, compared: Comparison | None) -> dict[str, Any]:
     """What the template is given beside the gallery."""
     outcome, manifest = found.outcome, found.manifest
     total, kept = len(outcome.paths), int(outcome.kept.sum())
@@ -116,8 +94,8 @@ def _view(found: Run, compared: Comparison | None, moved: Drift | None, sampled:
         "accuracy": [] if compared is None else charts.against_share(compared),
         "epochs": charts.by_epoch(found.epochs),
         "weights": charts.weights(found.history, outcome.columns["weight"]) if kept < total else None,
-        "drift": moved,
-        "sampled": sampled if sampled < total else 0,
+        "drift": drift(manifest),
+        "imgsz": manifest.get("train", {}).get("imgsz"),
         "classify": found.task == "classify",
         "versions": manifest.get("versions", {}),
         "hardware": manifest.get("hardware"),

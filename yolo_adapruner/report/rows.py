@@ -14,6 +14,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.reasons import DUPLICATE, SUSPECT
+from yolo_adapruner.data.explain import judged
 from yolo_adapruner.data.export import shown
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.data.source import is_text
@@ -22,9 +24,8 @@ from yolo_adapruner.report.run import Run
 
 _SCALE = 9999
 """Coordinates of boxes are whole numbers from 0 to this."""
-_TWIN = "twin"
-_ELSEWHERE = {_TWIN, "reason", "detail"}
-"""Columns that the rows hold in a form of their own; a suspect's detail is its `kind`, a duplicate's its twin."""
+_ELSEWHERE = {"twin", "reason", "detail", "suspicion", "kind"}
+"""Columns that the rows hold in a form of their own: the detail of a suspect is a kind, that of a duplicate a path."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ def island(run: Run, labels: Mapping[int, Labels | None], limits: Limits) -> dic
     paths = [run.outcome.paths[i] for i in rows]
     root = _root(paths)
     reasons = run.reasons
-    twins = run.outcome.columns.get(_TWIN)
-    pairs = _pairs(run, rows, twins)
+    pairs = _details(run, rows, DUPLICATE)
     content: dict[str, Any] = {
         "root": shown(root),
         "paths": [shown(path[len(root) :]) for path in paths],
         "links": {n: "file://" + quote(os.fsencode(path)) for n, path in enumerate(paths) if not is_text(path)},
         "reasons": [reasons[i] for i in rows],
+        "kinds": _details(run, rows, SUSPECT),
+        "suspicion": [] if run.evidence.suspicion is None else _values(run.evidence.suspicion[rows]),
+        "judged": judged(run.outcome.columns),
+        "median": run.median,
         "names": {c: shown(name) for c, name in run.names.items()},
         "classes": [_classes(i, labels) for i in rows],
         "boxes": list(_boxes([labels.get(int(i)) for i in rows], limits.boxes if run.task != "classify" else 0)),
@@ -105,16 +109,12 @@ def _pictures(run: Run, rows: NDArray[np.int64], pairs: Mapping[int, str], limit
     }
 
 
-def _pairs(run: Run, rows: NDArray[np.int64], twins: NDArray[Any] | None) -> dict[int, str]:
-    """Row → path of the image it is much like, where it was dropped for that."""
-    if twins is None:
+def _details(run: Run, rows: NDArray[np.int64], reason: str) -> dict[int, str]:
+    """Row → what is known beside its reason, of the rows with this one: a kind of fault, or the path of a kept twin."""
+    reasons, details = run.reasons, run.outcome.columns.get("detail")
+    if details is None:
         return {}
-    reasons, n = run.reasons, len(run.outcome.paths)
-    return {
-        row: run.outcome.paths[int(twins[i])]
-        for row, i in enumerate(rows)
-        if reasons[i] == "duplicate" and 0 <= twins[i] < n
-    }
+    return {row: str(details[i]) for row, i in enumerate(rows) if reasons[i] == reason and details[i]}
 
 
 def _classes(i: int, labels: Mapping[int, Labels | None]) -> list[int]:
