@@ -166,7 +166,7 @@ def test_a_plain_loss_whose_size_is_open_is_not_called_worse():
 def test_a_comparison_at_another_share_is_named(run, tmp_path):
     make_comparison(tmp_path, share=0.1)
     words = Parsed(page.page(load(run), comparison.load(tmp_path))).words
-    assert "The comparison was made at 10%; this run prunes 50%." in words
+    assert "The comparison was made at 10 %; this run prunes 50 %." in words
 
 
 BROKEN = {
@@ -351,7 +351,7 @@ def test_a_chart_of_shares_has_a_mark_an_arm_and_its_interval(tmp_path):
     assert [chart.title for chart in made] == ["At equal updates", "At equal epochs"]
     assert [chart.svg.count('class="mark') for chart in made] == [2, 3]
     assert [chart.svg.count('class="whisker') for chart in made] == [2, 3]
-    assert "pruned, 50%: 43.0 [42.0, 44.0]" in made[0].svg
+    assert "pruned, 50 %: 43.0 [42.0, 44.0]" in made[0].svg
 
 
 def test_epochs_are_drawn_over_their_stages_and_gaps_stay_gaps():
@@ -367,9 +367,9 @@ def test_the_weights_of_an_epoch_are_shares_of_equal_bins():
     history = (np.array([3, 4]), np.array([[128] * 4, [0, 0, 255, 255]], np.uint8))
     chart = charts.weights(history, np.ones(4))
     assert re.findall(r"<title>(.*?)</title>", chart.svg) == [
-        "epoch 3, weight 0.50 to 0.55: 100.0%",
-        "epoch 4, weight 0.00 to 0.05: 50.0%",
-        "epoch 4, weight 0.95 to 1.00: 50.0%",
+        "epoch 3, weight 0.50 to 0.55: 100.0 %",
+        "epoch 4, weight 0.00 to 0.05: 50.0 %",
+        "epoch 4, weight 0.95 to 1.00: 50.0 %",
     ]
 
 

@@ -137,8 +137,8 @@ def _mismatch(found: Run, compared: Comparison) -> str | None:
     """What of a comparison is not this run's, in words."""
     share, shares = found.manifest["prune"]["share"], compared.facts.get("shares", [])
     if share and share not in shares:
-        listed = ", ".join(f"{s:.0%}" for s in shares)
-        return f"The comparison was made at {listed}; this run prunes {share:.0%}."
+        listed = " and ".join(f"{100 * s:.3g} %" for s in shares)
+        return f"The comparison was made at {listed}; this run prunes {100 * share:.3g} %."
     model, other = (
         Path(str(m)).name for m in (found.manifest.get("train", {}).get("model"), _config(compared, "model"))
     )
@@ -167,10 +167,16 @@ def _render(view: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     )
 
 
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("yolo_adapruner.report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["percent"] = _percent
+    return made
 
 
 @cache
