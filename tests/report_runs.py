@@ -88,6 +88,30 @@ def make_run(folder: Path, *, n: int = 40, share: float = 0.5, reasons: bool = T
     return outcome
 
 
+def make_classes(folder: Path, *, n: int = 24) -> Outcome:
+    """Write a finished classification run of `n` images of the classes ant and bee, a quarter dropped; return it."""
+    root, rng = folder.parent / "classes" / "train", np.random.default_rng(0)
+    paths = sorted(str(root / ("ant", "bee")[i % 2] / f"{i:03}.png") for i in range(n))
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(path, picture(32, [(0, 0.5, 0.5, 0.5)], rng))
+    classes = np.array([Path(path).parent.name == "bee" for path in paths]).astype(np.int64)
+    logits = np.linspace(-4, 4, n)
+    columns = {"weight": 1 / (1 + np.exp(-5 * logits)), "logit": logits, "signal": 5 - logits, "class": classes}
+    groups = Groups.of(np.arange(n), classes, [CLASS] * 2, ["ant", "bee"])
+    outcome = Outcome(paths, select_kept(logits, 0.25, seed=0), columns, constraints=Constraints(groups))
+    manifest = {
+        "seed": 0,
+        "prune": {"share": 0.25},
+        "train": {"task": "classify", "model": "small.yaml", "epochs": 10, "imgsz": 32},
+        "best_validation": {"metrics/accuracy_top1": 0.75},
+    }
+    data = {"path": root.parent, "val": str(root), "task": "classify", "names": {0: "ant", 1: "bee"}}
+    folder.mkdir(parents=True)
+    export.write(folder, outcome, source=root.parent, data=data, manifest=manifest)
+    return outcome
+
+
 def _groups(n: int) -> Groups:
     """What the labels of `_write_images` hold at 64 px."""
     names = [*NAMES.values(), "small", "medium", "background"]

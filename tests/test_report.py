@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.report_runs import EPOCHS_JOINT, NAMES, NOT_UTF8, REASONS, make_comparison, make_run
+from tests.report_runs import EPOCHS_JOINT, NAMES, NOT_UTF8, REASONS, make_classes, make_comparison, make_run
 from yolo_adapruner import cli, report
 from yolo_adapruner.data.source import Labels
 from yolo_adapruner.engine import labels
@@ -259,6 +259,20 @@ def test_a_run_that_kept_everything_has_a_report_too(tmp_path):
     words = Parsed(page.page(load(tmp_path / "run"))).words
     assert "Nothing was pruned." in words
     assert "Dropped images" not in words
+
+
+def test_a_classification_run_speaks_of_classes_and_not_of_boxes(tmp_path):
+    outcome = make_classes(tmp_path / "run")
+    found = load(tmp_path / "run")
+    parsed = Parsed(page.page(found))
+    assert "box" not in parsed.words.replace("checkbox", "")
+    for part in ("Whether a classifier", "6 of 24", "6 outlier", "validation accuracy", "75.0", "ant", "bee"):
+        assert part in parsed.words
+    content = parsed.island
+    assert content["whole"]
+    assert content["names"] == {"0": "ant", "1": "bee"}
+    assert [c for (c,) in content["classes"]] == [int(outcome.columns["class"][i]) for i in found.order()]
+    assert len(content["pictures"]) == 6
 
 
 def test_a_copy_is_small_upright_and_within_the_budget(tmp_path):

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests import browser
-from tests.report_runs import make_comparison, make_run
+from tests.report_runs import make_classes, make_comparison, make_run
 from yolo_adapruner import report
 from yolo_adapruner.core.reasons import DUPLICATE, EASY, OUTLIER, REASONS, SUSPECT
 from yolo_adapruner.report.run import SUSPECTS, load
@@ -134,7 +134,7 @@ def test_a_suspect_shows_what_the_detector_sees_and_a_duplicate_what_it_is_like(
 
 
 SAID = {
-    SUSPECT: r"Label suspect, a shifted box: its labels are wrong with P (= 0\.\d\d|> 0\.99) by the judge\.",
+    SUSPECT: r"Label suspect: its labels are wrong with P (= 0\.\d+|> 0\.999) by the judge; most likely .+ box\.",
     DUPLICATE: r"Duplicate of \S+, which was kept: the nearest image shows the same with P = 0\.97\.",
     EASY: r"Easy: its signal of 0\.\d+ nats is not above the median of 0\.\d+\.",
     OUTLIER: r"Outlier: its signal of 0\.\d+ nats is above the median of 0\.\d+, and nothing says that its labels .+\.",
@@ -224,6 +224,20 @@ def test_an_image_that_the_page_has_no_copy_of_is_shown_from_disk(tmp_path, chro
         chromium.wait("document.querySelector('#picture img').naturalWidth === 64")
         chromium.press("Escape")
         chromium.wait(f"!{OPEN}")
+
+
+def test_an_image_of_a_classification_run_is_shown_with_its_class(tmp_path, chromium):
+    make_classes(tmp_path / "run")
+    chromium.problems.clear()
+    chromium.open(report.write(tmp_path / "run"))
+    chromium.click(".card")
+    chromium.wait(OPEN)
+    said = chromium.texts("#details p")
+    assert said[0].startswith("Outlier: its signal of 9 nats is above the median of 5,")
+    assert said[-1] == "It is labelled ant."
+    assert "box" not in " ".join(said)
+    assert chromium.texts("#class option") == ["any", "ant (6)"]
+    assert chromium.problems == []
 
 
 def test_of_fifty_thousand_images_the_page_still_filters_and_sorts(tmp_path, chromium):

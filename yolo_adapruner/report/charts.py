@@ -108,15 +108,15 @@ def by_epoch(table: Mapping[str, NDArray[np.float64]]) -> list[Chart]:
     if metric is not None:
         name = metric.removeprefix("metrics/").partition("(")[0].replace("accuracy_top1", "accuracy")
         points = 100 * table[metric]
-        charts.append(_epoch_chart(f"Validation {name}", name, table, {"c0": ("", points)}, (0.0, _top(points))))
+        charts.append(_epoch_chart(f"Validation {name}", "", table, {"c0": ("", points)}, (0.0, _top(points))))
     if "prune/kept" in table:
         lines = {"c1": ("target", 100 * table["prune/target"]), "c0": ("kept", 100 * table["prune/kept"])}
         lowest = min(float(np.nanmin(ys, initial=100)) for _, ys in lines.values())
-        charts.append(_epoch_chart("Kept share", "% kept", table, lines, (max(0.0, lowest - 3), 100.5)))
+        charts.append(_epoch_chart("Kept share", "%", table, lines, (max(0.0, lowest - 3), 100.5)))
     if "prune/s" in table:
         charts.append(
             _epoch_chart(
-                "Scale s of the weights", "s", table, {"c0": ("", table["prune/s"])}, (0, _top(table["prune/s"]))
+                "Scale s of the weights", "", table, {"c0": ("", table["prune/s"])}, (0, _top(table["prune/s"]))
             )
         )
     return charts

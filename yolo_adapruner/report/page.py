@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from yolo_adapruner import __version__
+from yolo_adapruner.core.reasons import SUSPECT
 from yolo_adapruner.data.export import replace_file, shown
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.report import charts, comparison, run
@@ -89,6 +90,7 @@ def _view(found: Run, compared: Comparison | None) -> dict[str, Any]:
         "share": (total - kept) / total if total else 0.0,
         "compared": compared,
         "mismatch": None if compared is None else _mismatch(found, compared),
+        "reasons": _reasons(manifest),
         "commands": _commands(found),
         "facts": _facts(found),
         "accuracy": [] if compared is None else charts.against_share(compared),
@@ -117,6 +119,15 @@ def _facts(found: Run) -> list[tuple[str, str]]:
         ("validation", metric is not None and f"{100 * metric:.1f} (it chose this checkpoint, so it is no result)"),
     ]
     return [(name, shown(str(value))) for name, value in facts if value not in (None, False)]
+
+
+def _reasons(manifest: Mapping[str, Any]) -> str:
+    """How many images were dropped for each reason, in words; "" where no reason is known."""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in manifest.get("kinds", {}).items())
+    found = {name: n for name, n in manifest.get("reasons", {}).items() if n}
+    return ", ".join(
+        f"{n:,} {name}" + (f" ({kinds})" if name == SUSPECT and kinds else "") for name, n in found.items()
+    )
 
 
 def _commands(found: Run) -> list[str]:

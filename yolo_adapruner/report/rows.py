@@ -24,7 +24,7 @@ from yolo_adapruner.report.run import Run
 
 _SCALE = 9999
 """Coordinates of boxes are whole numbers from 0 to this."""
-_ELSEWHERE = {"twin", "reason", "detail", "suspicion", "kind"}
+_ELSEWHERE = {"twin", "reason", "detail", "suspicion", "kind", "class"}
 """Columns that the rows hold in a form of their own: the detail of a suspect is a kind, that of a duplicate a path."""
 
 
@@ -82,6 +82,7 @@ def island(run: Run, labels: Mapping[int, Labels | None], limits: Limits) -> dic
         "reasons": [reasons[i] for i in rows],
         "kinds": _details(run, rows, SUSPECT),
         "suspicion": [] if run.evidence.suspicion is None else _values(run.evidence.suspicion[rows]),
+        "whole": run.task == "classify",
         "judged": judged(run.outcome.columns),
         "median": run.median,
         "names": {c: shown(name) for c, name in run.names.items()},

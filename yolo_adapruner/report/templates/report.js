@@ -39,7 +39,7 @@
     [OUTLIER]: "Harder than most, and nothing says that their labels are to blame.",
   };
   const KINDS = {
-    shifted: "a shifted box", swapped: "a box of another class", missing: "a missing box",
+    shifted: "a shifted box", swapped: "a wrong class", missing: "a missing box",
     spurious: "a box around nothing", shuffled: "the labels of another image",
   };
 
@@ -114,6 +114,7 @@
   // ---- the list
 
   function words(n) {
+    if (data.whole) return `${labelled(n)}, ${data.reasons[n]}`;
     return data.kinds[n] ? `${data.reasons[n]}: ${data.kinds[n]}` : data.reasons[n];
   }
 
@@ -128,7 +129,7 @@
 
   function chance(log) { return probability(1 / (1 + Math.exp(-log))); }
 
-  function probability(p) { return p > 0.995 ? "> 0.99" : p < 0.005 ? "< 0.01" : p.toFixed(2); }
+  function probability(p) { return p > 0.9995 ? "> 0.999" : p < 0.005 ? "< 0.01" : p.toFixed(p > 0.995 ? 3 : 2); }
 
   function equals(text) { return /^[<>]/.test(text) ? text : `= ${text}`; }
 
@@ -306,6 +307,7 @@
   }
 
   function labelled(n) {
+    if (data.whole) return `labelled ${data.classes[n].map(className).join(", ")}`;
     const total = number("boxes", n) ?? truth(n).length;
     return total === 1 ? "one labelled box" : `${total} labelled boxes`;
   }
@@ -331,7 +333,8 @@
     }
     if (number("logit", n) === null) lines.push("The joint stage never saw it, so it has no score.");
     else if (seen !== null && seen < 1) lines.push("Less than one whole view of it was judged: its score rests on little.");
-    lines.push(data.unreadable.includes(n) ? "Its label file cannot be read."
+    if (data.whole) lines.push(`It is ${labelled(n)}.`);
+    else lines.push(data.unreadable.includes(n) ? "Its label file cannot be read."
       : data.boxes[n] === null ? `It has ${labelled(n)}, which this page has no room for.` : `It has ${labelled(n)}.`);
     return lines;
   }
@@ -340,7 +343,7 @@
     const said = data.reasons[n], alike = number("similarity", n), signal = number("signal", n);
     const median = data.median === null ? "" : ` the median of ${brief(data.median)}`;
     if (said === SUSPECT)
-      return `Label suspect${data.kinds[n] ? `, ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}.`;
+      return `Label suspect${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `; most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}.`;
     if (said === DUPLICATE)
       return `Duplicate of ${data.twins[n] ? file(data.twins[n]) : "another image"}, which was kept${alike === null ? "" : `: the nearest image shows the same with P ${equals(probability(alike))}`}.`;
     if (said === EASY) return `Easy: its signal of ${brief(signal)} nats is not above${median}.`;
@@ -379,7 +382,7 @@
     for (const [name, values] of Object.entries(columns)) {
       const value = values[n];
       if (value === null || value === "" || name === "boxes") continue;
-      const spoken = typeof value === "number" ? String(Number(value.toPrecision(3))) : String(value);
+      const spoken = typeof value === "number" ? String(Number(value.toPrecision(3))).replace("-", "−") : String(value);
       list.append(element("div", {}, element("dt", {}, TITLES[name] ?? name.replaceAll("_", " ")), element("dd", {}, spoken)));
     }
     return list;
@@ -389,10 +392,12 @@
 
   const tally = new Map();
   for (const word of data.reasons) tally.set(word, (tally.get(word) ?? 0) + 1);
-  const choices = [[null, "all", rows.length], ...[...tally].sort((a, b) => b[1] - a[1]).map(([word, many]) => [word, word, many])];
+  if (tally.size === 1) reason = [...tally.keys()][0];
+  const all = tally.size > 1 ? [[null, "all", rows.length]] : [];
+  const choices = [...all, ...[...tally].sort((a, b) => b[1] - a[1]).map(([word, many]) => [word, word, many])];
   if (tally.size > 1 || !tally.has("dropped"))
     $("reasons").append(...choices.map(([value, name, many]) => {
-      const button = element("button", { type: "button", "aria-pressed": String(value === null), onclick: () => {
+      const button = element("button", { type: "button", "aria-pressed": String(value === reason), onclick: () => {
         reason = value;
         for (const other of $("reasons").children) other.setAttribute("aria-pressed", String(other === button));
         refresh();
