@@ -130,12 +130,13 @@ def test_a_suspect_shows_what_the_detector_sees_and_a_duplicate_what_it_is_like(
         page.wait(f"!!document.querySelector({kind!r})")
         page.press("Escape")
         page.wait(f"!{OPEN}")
-    assert page.texts("#picture figcaption") == ["dropped", "kept"]
+    assert [text.split(": ")[0] for text in page.texts("#picture figcaption")] == ["dropped", "kept"]
+    assert page.js("document.querySelectorAll('#picture figure:nth-child(2) rect.truth').length") > 0
 
 
 SAID = {
-    SUSPECT: r"Label suspect: its labels are wrong with P (= 0\.\d+|> 0\.999) by the judge; most likely .+ box\.",
-    DUPLICATE: r"Duplicate of \S+, which was kept: the nearest image shows the same with P = 0\.97\.",
+    SUSPECT: r"Label suspect: its labels are wrong with P\s(=\s0\.\d+|>\s0\.999) by the judge; most likely .+ box\.",
+    DUPLICATE: r"Duplicate of \S+, which was kept: the nearest image shows the same with P\s=\s0\.97\.",
     EASY: r"Easy: its signal of 0\.\d+ nats is not above the median of 0\.\d+\.",
     OUTLIER: r"Outlier: its signal of 0\.\d+ nats is above the median of 0\.\d+, and nothing says that its labels .+\.",
 }

@@ -19,7 +19,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from yolo_adapruner import __version__
-from yolo_adapruner.core.reasons import SUSPECT
 from yolo_adapruner.data.export import replace_file, shown
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.report import charts, comparison, run
@@ -123,11 +122,7 @@ def _facts(found: Run) -> list[tuple[str, str]]:
 
 def _reasons(manifest: Mapping[str, Any]) -> str:
     """How many images were dropped for each reason, in words; "" where no reason is known."""
-    kinds = ", ".join(f"{n} {kind}" for kind, n in manifest.get("kinds", {}).items())
-    found = {name: n for name, n in manifest.get("reasons", {}).items() if n}
-    return ", ".join(
-        f"{n:,} {name}" + (f" ({kinds})" if name == SUSPECT and kinds else "") for name, n in found.items()
-    )
+    return ", ".join(f"{n:,} {name}" for name, n in manifest.get("reasons", {}).items() if n)
 
 
 def _commands(found: Run) -> list[str]:

@@ -104,9 +104,12 @@ def _pictures(run: Run, rows: NDArray[np.int64], pairs: Mapping[int, str], limit
     wanted = (path for n in first for path in (paths[n], pairs.get(n)) if path is not None)
     made = copies(wanted, limits.picture_bytes)
     as_list = {path: [p.width, p.height, p.uri] for path, p in made.items()}
+    number = {path: i for i, path in enumerate(run.outcome.paths)}
+    twins = {n: path for n, path in pairs.items() if n in paths and path in as_list and path in number}
     return {
         "pictures": {n: as_list[path] for n, path in paths.items() if path in as_list},
-        "twinPictures": {n: as_list[path] for n, path in pairs.items() if n in paths and path in as_list},
+        "twinPictures": {n: as_list[path] for n, path in twins.items()},
+        "twinBoxes": {n: _flat(run.labels(number[path])) for n, path in twins.items() if run.task != "classify"},
     }
 
 
@@ -126,15 +129,15 @@ def _classes(i: int, labels: Mapping[int, Labels | None]) -> list[int]:
 def _boxes(labels: Sequence[Labels | None], budget: int) -> Iterator[list[int] | None]:
     """Five numbers a box in one list: class, x1, y1, x2, y2; None from where the budget is spent."""
     for image in labels:
-        if image is None:
-            yield []
-            continue
-        budget -= len(image)
-        if budget < 0:
-            yield None
-            continue
-        corners = np.rint(_SCALE * image.boxes).astype(np.int64)
-        yield np.column_stack([image.classes, corners]).ravel().tolist()
+        budget -= 0 if image is None else len(image)
+        yield _flat(image) if budget >= 0 or image is None else None
+
+
+def _flat(image: Labels | None) -> list[int]:
+    if image is None:
+        return []
+    corners = np.rint(_SCALE * image.boxes).astype(np.int64)
+    return np.column_stack([image.classes, corners]).ravel().tolist()
 
 
 def _scaled(rows: Sequence[Sequence[float]]) -> list[list[float]]:

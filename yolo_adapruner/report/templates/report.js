@@ -67,8 +67,10 @@
 
   // ---- boxes and pictures
 
-  function truth(n) {
-    const flat = data.boxes[n] ?? [], found = [];
+  function truth(n) { return boxed(data.boxes[n] ?? []); }
+
+  function boxed(flat) {
+    const found = [];
     for (let i = 0; i < flat.length; i += 5) found.push({ name: className(flat[i]), box: flat.slice(i + 1, i + 5) });
     return found;
   }
@@ -131,7 +133,7 @@
 
   function probability(p) { return p > 0.9995 ? "> 0.999" : p < 0.005 ? "< 0.01" : p.toFixed(p > 0.995 ? 3 : 2); }
 
-  function equals(text) { return /^[<>]/.test(text) ? text : `= ${text}`; }
+  function equals(text) { return (/^[<>]/.test(text) ? text : `= ${text}`).replace(" ", "\u00a0"); }
 
   function card(n) {
     const weight = number("weight", n);
@@ -279,9 +281,9 @@
     const one = whole(data.pictures[n], data.links[n] ?? url(path(n)), `${data.paths[n]}, ${labelled(n)}`, sets);
     const twin = data.twins[n];
     if (!twin) { $("picture").replaceChildren(one); return; }
-    const other = whole(data.twinPictures[n], url(twin), `its twin ${twin}`, []);
-    $("picture").replaceChildren(element("figure", {}, one, element("figcaption", {}, "dropped")),
-      element("figure", {}, other, element("figcaption", {}, "kept")));
+    const other = whole(data.twinPictures[n], url(twin), `its twin ${twin}`, showTruth ? [["truth", boxed(data.twinBoxes[n] ?? [])]] : []);
+    $("picture").replaceChildren(element("figure", {}, one, element("figcaption", {}, `dropped: ${file(data.paths[n])}`)),
+      element("figure", {}, other, element("figcaption", {}, `kept: ${file(twin)}`)));
   }
 
   function whole(picture, link, words, sets) {
@@ -345,7 +347,7 @@
     if (said === SUSPECT)
       return `Label suspect${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `; most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}.`;
     if (said === DUPLICATE)
-      return `Duplicate of ${data.twins[n] ? file(data.twins[n]) : "another image"}, which was kept${alike === null ? "" : `: the nearest image shows the same with P ${equals(probability(alike))}`}.`;
+      return `Duplicate of ${data.twins[n] ? file(data.twins[n]) : "another image"}, which was kept${alike === null ? "" : `: the nearest image shows the same with P\u00a0${equals(probability(alike))}`}.`;
     if (said === EASY) return `Easy: its signal of ${brief(signal)} nats is not above${median}.`;
     if (said === OUTLIER)
       return signal === null ? "Outlier: nothing was ever seen of it."
@@ -354,7 +356,7 @@
   }
 
   function doubt(n) {
-    return `Its labels are wrong with P ${equals(chance(suspicion(n)))} by ${data.judged ? "the judge" : "the channels"}`;
+    return `Its labels are wrong with P\u00a0${equals(chance(suspicion(n)))} by ${data.judged ? "the judge" : "the channels"}`;
   }
 
   function lower(text) { return text[0].toLowerCase() + text.slice(1); }
