@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from tests.helpers import picture
+from yolo_adapruner.core.floors import BACKGROUND, CLASS, SIZE, Constraints, Groups
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import explain, export
 from yolo_adapruner.data.export import Outcome
@@ -80,11 +81,44 @@ def make_run(folder: Path, *, n: int = 40, share: float = 0.5, reasons: bool = T
         "versions": {"python": "3"},
     }
     data = {"path": root.parent.parent, "val": f"{root}", "names": NAMES}
-    outcome = Outcome(paths, kept, columns, history)
+    outcome = Outcome(paths, kept, columns, history, Constraints(_groups(n)))
     with nullcontext() if reasons else knows_no_reasons():
         export.write(folder, outcome, source=root.parent.parent / "data.yaml", data=data, manifest=manifest)
     _write_table(folder / "results.csv")
     return outcome
+
+
+def make_classes(folder: Path, *, n: int = 24) -> Outcome:
+    """Write a finished classification run of `n` images of the classes ant and bee, a quarter dropped; return it."""
+    root, rng = folder.parent / "classes" / "train", np.random.default_rng(0)
+    paths = sorted(str(root / ("ant", "bee")[i % 2] / f"{i:03}.png") for i in range(n))
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(path, picture(32, [(0, 0.5, 0.5, 0.5)], rng))
+    classes = np.array([Path(path).parent.name == "bee" for path in paths]).astype(np.int64)
+    logits = np.linspace(-4, 4, n)
+    columns = {"weight": 1 / (1 + np.exp(-5 * logits)), "logit": logits, "signal": 5 - logits, "class": classes}
+    groups = Groups.of(np.arange(n), classes, [CLASS] * 2, ["ant", "bee"])
+    outcome = Outcome(paths, select_kept(logits, 0.25, seed=0), columns, constraints=Constraints(groups))
+    manifest = {
+        "seed": 0,
+        "prune": {"share": 0.25},
+        "train": {"task": "classify", "model": "small.yaml", "epochs": 10, "imgsz": 32},
+        "best_validation": {"metrics/accuracy_top1": 0.75},
+    }
+    data = {"path": root.parent, "val": str(root), "task": "classify", "names": {0: "ant", 1: "bee"}}
+    folder.mkdir(parents=True)
+    export.write(folder, outcome, source=root.parent, data=data, manifest=manifest)
+    return outcome
+
+
+def _groups(n: int) -> Groups:
+    """What the labels of `_write_images` hold at 64 px."""
+    names = [*NAMES.values(), "small", "medium", "background"]
+    even = np.arange(0, n, 2)
+    sample = np.concatenate([np.arange(n), np.arange(n), even, even])
+    group = np.concatenate([np.arange(n) % 3, np.full(n, 3), np.zeros(len(even), int), np.full(len(even), 4)])
+    return Groups.of(sample, group, [CLASS] * 3 + [SIZE] * 2 + [BACKGROUND], names)
 
 
 def _write_images(paths: list[str]) -> None:

@@ -78,9 +78,10 @@ def test_the_manifest_and_the_closing_lines_say_what_was_lost(finished):
     assert manifest["floor"]["held"] >= 0.8
     assert manifest["required"] == 3
     assert sum(manifest["reasons"].values()) == 12
-    reasons, drift = selection_lines(SimpleNamespace(folder=root / "run"))
-    assert reasons.startswith("reasons    ")
-    assert sum(int(part.split()[0]) for part in reasons.removeprefix("reasons    ").split(" (")[0].split(", ")) <= 12
+    lines = selection_lines(SimpleNamespace(folder=root / "run"))
+    assert [name for name, _ in lines] == ["reasons", "drift"]
+    reasons, drift = (words for _, words in lines)
+    assert sum(int(part.split()[0]) for part in reasons.split(" (")[0].split(", ")) <= 12
     assert "class cross 5.0% -> " in drift
 
 

@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.report_runs import EPOCHS_JOINT, NAMES, NOT_UTF8, REASONS, make_comparison, make_run
+from tests.report_runs import EPOCHS_JOINT, NAMES, NOT_UTF8, REASONS, make_classes, make_comparison, make_run
 from yolo_adapruner import cli, report
 from yolo_adapruner.data.source import Labels
+from yolo_adapruner.engine import labels
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.report import charts, comparison, page, pictures, rows
-from yolo_adapruner.report.drift import drift
+from yolo_adapruner.report.drift import SIZES, drift
 from yolo_adapruner.report.run import SUSPECTS, Run, load
 from yolo_adapruner.report.svg import Panel, ticks
 from yolo_adapruner.study.closing import report_run
@@ -165,7 +166,7 @@ def test_a_plain_loss_whose_size_is_open_is_not_called_worse():
 def test_a_comparison_at_another_share_is_named(run, tmp_path):
     make_comparison(tmp_path, share=0.1)
     words = Parsed(page.page(load(run), comparison.load(tmp_path))).words
-    assert "The comparison was made at 10%; this run prunes 50%." in words
+    assert "The comparison was made at 10 %; this run prunes 50 %." in words
 
 
 BROKEN = {
@@ -260,6 +261,20 @@ def test_a_run_that_kept_everything_has_a_report_too(tmp_path):
     assert "Dropped images" not in words
 
 
+def test_a_classification_run_speaks_of_classes_and_not_of_boxes(tmp_path):
+    outcome = make_classes(tmp_path / "run")
+    found = load(tmp_path / "run")
+    parsed = Parsed(page.page(found))
+    assert "box" not in parsed.words.replace("checkbox", "")
+    for part in ("Whether a classifier", "6 of 24", "6 outlier", "validation accuracy", "75.0", "ant", "bee"):
+        assert part in parsed.words
+    content = parsed.island
+    assert content["whole"]
+    assert content["names"] == {"0": "ant", "1": "bee"}
+    assert [c for (c,) in content["classes"]] == [int(outcome.columns["class"][i]) for i in found.order()]
+    assert len(content["pictures"]) == 6
+
+
 def test_a_copy_is_small_upright_and_within_the_budget(tmp_path):
     from PIL import Image
 
@@ -311,22 +326,37 @@ def test_of_fifty_thousand_images_almost_all_dropped_the_page_is_below_25_mb(tmp
 # Numbers and drawings
 
 
-def test_drift_is_counted_in_boxes():
-    wide, tiny = [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.01, 0.01]
-    labels = [
-        Labels(np.array([0, 0]), np.array([wide, tiny])),
-        Labels(np.array([0, 7]), np.array([wide, wide])),
-        Labels(np.zeros(0, int), np.zeros((0, 4))),
-    ]
-    found = drift(labels, np.array([True, False, True]), {0: "a"})
-    assert [(s.name, s.total, s.kept, s.removed) for s in found.classes] == [
-        ("a", 3, 2, pytest.approx(1 / 3)),
-        ("class 7", 1, 0, 1),
+def test_drift_is_what_the_manifest_counted():
+    counts = {
+        "classes": {"b": [1, 0], "small": [3, 2]},
+        "sizes": {"large": [3, 1], "small": [1, 1]},
+        "background": [2, 1],
+        "boxes": [4, 2],
+    }
+    found = drift({"drift": counts, "images": {"total": 3, "kept": 2}})
+    assert [(s.name, s.note, s.total, s.kept, s.removed) for s in found.classes] == [
+        ("small", "", 3, 2, pytest.approx(1 / 3)),
+        ("b", "", 1, 0, 1),
     ]
     assert [(s.share_of_all, s.share_of_kept) for s in found.classes] == [(0.75, 1.0), (0.25, 0.0)]
-    assert [(s.name[:4], s.total, s.kept) for s in found.sizes] == [("tiny", 1, 1), ("huge", 3, 1)]
+    assert [(s.name, s.note, s.total, s.kept) for s in found.sizes] == [
+        ("small", "below 32 px", 1, 1),
+        ("large", "from 96 px", 3, 1),
+    ]
     assert (found.boxes_removed, found.images_removed) == (0.5, pytest.approx(1 / 3))
-    assert drift(labels[2:], np.array([True]), {}) is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"drift": None}, {"images": {"total": 3, "kept": 3}}, {"drift": {"boxes": [0, 0]}}]
+)
+def test_where_nothing_was_counted_or_dropped_there_is_no_drift(changed):
+    counts = {"classes": {"a": [3, 2]}, "sizes": {}, "background": [0, 0], "boxes": [3, 2]}
+    assert drift({"drift": counts, "images": {"total": 3, "kept": 2}}) is not None
+    assert drift({"drift": counts, "images": {"total": 3, "kept": 2}, **changed}) is None
+
+
+def test_sizes_have_the_names_that_a_run_gives_them():
+    assert tuple(SIZES) == labels.SIZES
 
 
 def test_a_chart_of_shares_has_a_mark_an_arm_and_its_interval(tmp_path):
@@ -335,7 +365,7 @@ def test_a_chart_of_shares_has_a_mark_an_arm_and_its_interval(tmp_path):
     assert [chart.title for chart in made] == ["At equal updates", "At equal epochs"]
     assert [chart.svg.count('class="mark') for chart in made] == [2, 3]
     assert [chart.svg.count('class="whisker') for chart in made] == [2, 3]
-    assert "pruned, 50%: 43.0 [42.0, 44.0]" in made[0].svg
+    assert "pruned, 50 %: 43.0 [42.0, 44.0]" in made[0].svg
 
 
 def test_epochs_are_drawn_over_their_stages_and_gaps_stay_gaps():
@@ -351,9 +381,9 @@ def test_the_weights_of_an_epoch_are_shares_of_equal_bins():
     history = (np.array([3, 4]), np.array([[128] * 4, [0, 0, 255, 255]], np.uint8))
     chart = charts.weights(history, np.ones(4))
     assert re.findall(r"<title>(.*?)</title>", chart.svg) == [
-        "epoch 3, weight 0.50 to 0.55: 100.0%",
-        "epoch 4, weight 0.00 to 0.05: 50.0%",
-        "epoch 4, weight 0.95 to 1.00: 50.0%",
+        "epoch 3, weight 0.50 to 0.55: 100.0 %",
+        "epoch 4, weight 0.00 to 0.05: 50.0 %",
+        "epoch 4, weight 0.95 to 1.00: 50.0 %",
     ]
 
 

@@ -1,12 +1,14 @@
 """The report in a real browser: it loads cleanly, filters, opens images, exports, and works from the keyboard."""
 
 import json
+import re
 
 import pytest
 
 from tests import browser
-from tests.report_runs import make_comparison, make_run
+from tests.report_runs import make_classes, make_comparison, make_run
 from yolo_adapruner import report
+from yolo_adapruner.core.reasons import DUPLICATE, EASY, OUTLIER, REASONS, SUSPECT
 from yolo_adapruner.report.run import SUSPECTS, load
 
 pytestmark = [
@@ -101,7 +103,7 @@ def test_it_sorts_and_shows_more(page):
     page.choose("#sort", "highest score")
     assert shown(page)[:3] == [99, 98, 97]
     page.choose("#sort", "most suspicious")
-    suspicion = page.js("JSON.parse(document.getElementById('data').textContent).columns.suspicion")
+    suspicion = page.js("JSON.parse(document.getElementById('data').textContent).suspicion")
     assert suspicion[shown(page)[0]] == max(value for value in suspicion if value is not None)
 
 
@@ -128,7 +130,27 @@ def test_a_suspect_shows_what_the_detector_sees_and_a_duplicate_what_it_is_like(
         page.wait(f"!!document.querySelector({kind!r})")
         page.press("Escape")
         page.wait(f"!{OPEN}")
-    assert page.texts("#details p")[0].startswith("Dropped because it is much like ")
+    assert [text.split(": ")[0] for text in page.texts("#picture figcaption")] == ["dropped", "kept"]
+    assert page.js("document.querySelectorAll('#picture figure:nth-child(2) rect.truth').length") > 0
+
+
+SAID = {
+    SUSPECT: r"Label suspect: its labels are wrong with P\s(=\s0\.\d+|>\s0\.999) by the judge; most likely .+ box\.",
+    DUPLICATE: r"Duplicate of \S+, which was kept: the nearest image shows the same with P\s=\s0\.97\.",
+    EASY: r"Easy: its signal of 0\.\d+ nats is not above the median of 0\.\d+\.",
+    OUTLIER: r"Outlier: its signal of 0\.\d+ nats is above the median of 0\.\d+, and nothing says that its labels .+\.",
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_reason_is_said_with_the_numbers_behind_it(page, reason):
+    page.js(
+        f"[...document.querySelectorAll('#reasons button')].find(b => b.textContent.startsWith({reason!r})).click()"
+    )
+    assert page.js("document.getElementById('meaning').textContent.length") > 30
+    page.click(".card")
+    page.wait(OPEN)
+    assert re.fullmatch(SAID[reason], page.texts("#details p")[0])
 
 
 def test_it_works_from_the_keyboard_alone(page):
@@ -203,6 +225,20 @@ def test_an_image_that_the_page_has_no_copy_of_is_shown_from_disk(tmp_path, chro
         chromium.wait("document.querySelector('#picture img').naturalWidth === 64")
         chromium.press("Escape")
         chromium.wait(f"!{OPEN}")
+
+
+def test_an_image_of_a_classification_run_is_shown_with_its_class(tmp_path, chromium):
+    make_classes(tmp_path / "run")
+    chromium.problems.clear()
+    chromium.open(report.write(tmp_path / "run"))
+    chromium.click(".card")
+    chromium.wait(OPEN)
+    said = chromium.texts("#details p")
+    assert said[0].startswith("Outlier: its signal of 9 nats is above the median of 5,")
+    assert said[-1] == "It is labelled ant."
+    assert "box" not in " ".join(said)
+    assert chromium.texts("#class option") == ["any", "ant (6)"]
+    assert chromium.problems == []
 
 
 def test_of_fifty_thousand_images_the_page_still_filters_and_sorts(tmp_path, chromium):

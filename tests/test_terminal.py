@@ -8,8 +8,9 @@ import pytest
 from tests import helpers
 from tests.report_runs import make_run
 from yolo_adapruner.engine.run import RunResult
-from yolo_adapruner.study import terminal
+from yolo_adapruner.study import summary, terminal
 from yolo_adapruner.study.conclude import Comparison
+from yolo_adapruner.study.planted import Planted
 from yolo_adapruner.study.summary import run_summary
 from yolo_adapruner.study.table import EPOCHS, Row
 
@@ -59,6 +60,18 @@ def test_a_terminal_gets_the_same_figures_and_names_as_they_are(result, capsys, 
     words = " ".join(capsys.readouterr().out.split())
     for part in ("kept 20 of 40 training images, dropped 20 (50.0%)", str(result.weights), "0.432", "1.5 min"):
         assert words.count(part) == 1
+
+
+def test_no_name_stands_before_two_lines_and_none_is_said_twice(result, monkeypatch):
+    monkeypatch.setattr(
+        summary, "planted", lambda *_: Planted({"boxes": 3, "clean": 17}, {"boxes": 5, "clean": 35}, 0.9)
+    )
+    lines = summary.run_lines(result)
+    names = [name for name, _ in lines if name]
+    assert len(names) == len(set(names))
+    assert not [line for line in lines if line[0] and line[1].startswith(line[0])]
+    assert ("planted", "noise among the dropped: 3 of 20 (15%)") in lines
+    assert names[:4] == ["images", "reasons", "drift", "planted"]
 
 
 def test_a_comparison_at_a_terminal_is_tables_with_all_figures(compared, capsys, monkeypatch):

@@ -30,11 +30,31 @@ def with_reasons(outcome: Outcome) -> Outcome:
     - reason: one of `core.reasons.REASONS`, "" where kept; `core.reasons.explain` says which.
     - detail: of a label suspect the kind of fault, of a duplicate the path of the kept image it is like, else "".
     """
-    reason, kind, twin = explain(outcome.kept, _evidence(outcome.columns, len(outcome.kept)))
+    reason, kind, twin = explain(outcome.kept, evidence(outcome.columns, len(outcome.kept)))
     paths = np.array([*outcome.paths, ""])
     return replace(
         outcome, columns={**outcome.columns, "reason": reason, "detail": np.where(twin >= 0, paths[twin], kind)}
     )
+
+
+def evidence(columns: Mapping[str, NDArray[Any]], n: int) -> Evidence:
+    """Return the numbers of `n` samples that reasons come from; suspicion is told from the channels where no judge was.
+
+    Args:
+        columns: of an `Outcome`.
+        n: number of samples.
+    """
+    signal = columns.get("signal", np.full(n, np.nan))
+    suspicion, kind = columns.get("suspicion"), columns.get("kind")
+    channels = [name for name in KINDS if name in columns]
+    if not judged(columns) and channels:
+        suspicion, kind = suspicion_of_channels(np.column_stack([columns[name] for name in channels]), channels)
+    return Evidence(signal, suspicion, kind, columns.get("twin"))
+
+
+def judged(columns: Mapping[str, NDArray[Any]]) -> bool:
+    """Return whether a judge of labels gave the suspicion in an outcome's columns."""
+    return "suspicion" in columns and bool(np.isfinite(columns["suspicion"]).any())
 
 
 def facts(outcome: Outcome, share: float, floor: float) -> dict[str, Any]:
@@ -88,12 +108,3 @@ def constraints_of(held: Mapping[str, NDArray[Any]], floor: float, n: int) -> Co
 
 def _within(numbers: NDArray[Any], end: int) -> bool:
     return not len(numbers) or (int(numbers.min()) >= 0 and int(numbers.max()) < end)
-
-
-def _evidence(columns: Mapping[str, NDArray[Any]], n: int) -> Evidence:
-    signal = columns.get("signal", np.full(n, np.nan))
-    suspicion, kind = columns.get("suspicion"), columns.get("kind")
-    channels = [name for name in KINDS if name in columns]
-    if (suspicion is None or not np.isfinite(suspicion).any()) and channels:
-        suspicion, kind = suspicion_of_channels(np.column_stack([columns[name] for name in channels]), channels)
-    return Evidence(signal, suspicion, kind, columns.get("twin"))

@@ -60,7 +60,7 @@ def _share_chart(
     comparison: Comparison,
 ) -> Chart:
     shares = sorted({row["share"] for row in rows})
-    said = [f"{r['arm']} at {r['share']:.0%}: {100 * statistics.fmean(r['map50_95']):.1f}" for r in rows]
+    said = [f"{r['arm']} at {100 * r['share']:.3g} %: {100 * statistics.fmean(r['map50_95']):.1f}" for r in rows]
     what = f"mAP50-95 against share removed, {budget}"
     panel = Panel(what, f"Full: {100 * full:.1f}; " + "; ".join(said), (0, len(shares)), y, height=222, top=18)
     panel.y_axis(*_y(y), "mAP50-95")
@@ -78,7 +78,7 @@ def _share_chart(
 
 def _point(panel: Panel, x: float, row: Mapping[str, Any], kind: int, full: float) -> None:
     mean, (low, high) = statistics.fmean(row["map50_95"]), _reach(row, full)[:2]
-    words = f"{row['arm']}, {row['share']:.0%}: {100 * mean:.1f}"
+    words = f"{row['arm']}, {100 * row['share']:.3g} %: {100 * mean:.1f}"
     if low < high:
         words += f" [{100 * low:.1f}, {100 * high:.1f}]"
         panel.add(
@@ -108,15 +108,15 @@ def by_epoch(table: Mapping[str, NDArray[np.float64]]) -> list[Chart]:
     if metric is not None:
         name = metric.removeprefix("metrics/").partition("(")[0].replace("accuracy_top1", "accuracy")
         points = 100 * table[metric]
-        charts.append(_epoch_chart(f"Validation {name}", name, table, {"c0": ("", points)}, (0.0, _top(points))))
+        charts.append(_epoch_chart(f"Validation {name}", "", table, {"c0": ("", points)}, (0.0, _top(points))))
     if "prune/kept" in table:
         lines = {"c1": ("target", 100 * table["prune/target"]), "c0": ("kept", 100 * table["prune/kept"])}
         lowest = min(float(np.nanmin(ys, initial=100)) for _, ys in lines.values())
-        charts.append(_epoch_chart("Kept share", "% kept", table, lines, (max(0.0, lowest - 3), 100.5)))
+        charts.append(_epoch_chart("Kept share", "%", table, lines, (max(0.0, lowest - 3), 100.5)))
     if "prune/s" in table:
         charts.append(
             _epoch_chart(
-                "Scale s of the weights", "s", table, {"c0": ("", table["prune/s"])}, (0, _top(table["prune/s"]))
+                "Scale s of the weights", "", table, {"c0": ("", table["prune/s"])}, (0, _top(table["prune/s"]))
             )
         )
     return charts
@@ -151,7 +151,8 @@ def weights(history: tuple[NDArray[np.int64], NDArray[np.uint8]] | None, final: 
     epochs, values = history
     some = np.unique(np.linspace(0, len(epochs) - 1, min(_COLUMNS, len(epochs))).round().astype(int))
     share = np.stack([_bins(values[i]) for i in some])
-    words = f"Of {values.shape[1]} images, {share[-1][0]:.0%} end below 0.05 and {share[-1][-1]:.0%} above 0.95."
+    low, high = 100 * share[-1][[0, -1]]
+    words = f"Of {values.shape[1]} images, {low:.0f} % end below 0.05 and {high:.0f} % above 0.95."
     panel = Panel("Weights over the joint epochs", words, (0, len(some)), (0, 1), bottom=34)
     height = panel.py(0) - panel.py(1 / BINS)
     width = panel.px(1) - panel.px(0)
@@ -162,7 +163,8 @@ def weights(history: tuple[NDArray[np.int64], NDArray[np.uint8]] | None, final: 
                 "<title>{}</title></rect>",
                 *(panel.px(column), panel.py((row + 1) / BINS), width + 0.2, height + 0.2),
                 0.08 + 0.92 * math.sqrt(share[column][row]),
-                f"epoch {epochs[i]}, weight {row / BINS:.2f} to {(row + 1) / BINS:.2f}: {share[column][row]:.1%}",
+                f"epoch {epochs[i]}, weight {row / BINS:.2f} to {(row + 1) / BINS:.2f}: "
+                f"{100 * share[column][row]:.1f} %",
             )
     panel.y_axis([0, 0.25, 0.5, 0.75, 1], 2, "weight")
     step = max(1, len(some) // 6)

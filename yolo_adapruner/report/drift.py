@@ -1,18 +1,16 @@
-"""How the kept set differs from the whole: which classes and which sizes of boxes went. Numbers only."""
+"""The manifest's counts of what a selection leaves of each class and size, as rows of a table. Knows no labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from yolo_adapruner.data.export import shown
 
-from yolo_adapruner.data.labels import Labels
-
-SIZES = ((0.05, "tiny: below 5 %"), (0.1, "small: 5 to 10 %"), (0.2, "medium: 10 to 20 %"), (0.4, "large: 20 to 40 %"))
-LARGEST = "huge: 40 % and more"
-"""Sizes of boxes: the side of the square of the same area, as a share of that of the image."""
+SIZES = {"small": "below 32 px", "medium": "32 to 96 px", "large": "from 96 px"}
+"""What the sizes of boxes are, as sides of the square of the same area at the size the images are trained at."""
 MOST_CLASSES = 15
 
 
@@ -21,6 +19,7 @@ class Shift:
     """A class or a size: its boxes in the whole set and in the kept one; shares of the boxes of each in [0, 1]."""
 
     name: str
+    note: str
     total: int
     kept: int
     share_of_all: float
@@ -34,11 +33,15 @@ class Shift:
 
 @dataclass(frozen=True)
 class Drift:
-    """Classes with the most boxes first, sizes from small to large, and the shares of boxes and images removed."""
+    """Classes with the most boxes first, sizes from small to large, and the shares of boxes and images removed.
+
+    `background` counts the images without boxes, [all, kept].
+    """
 
     classes: list[Shift]
     more_classes: int
     sizes: list[Shift]
+    background: list[int]
     boxes_removed: float
     images_removed: float
 
@@ -48,37 +51,28 @@ class Drift:
         return max([self.boxes_removed, *(s.removed for s in (*self.classes, *self.sizes))]) or 1.0
 
 
-def drift(labels: Sequence[Labels], kept: NDArray[np.bool_], names: Mapping[int, str]) -> Drift | None:
-    """Return how the kept images differ from all, or None where there is no box.
+def drift(manifest: Mapping[str, Any]) -> Drift | None:
+    """Return how the kept images of a run differ from all, by its manifest's counts.
 
-    Args:
-        labels: of N images.
-        kept: (N,) bool.
-        names: class id → name; a class that has none goes by its id.
+    Returns:
+        None where the manifest has none, as of an older run, or nothing was dropped, or there is no box.
     """
-    counts = np.array([len(image) for image in labels], np.int64)
-    if not counts.sum():
+    counts, images = manifest.get("drift"), manifest["images"]
+    if counts is None or images["kept"] == images["total"] or not counts["boxes"][0]:
         return None
-    here = np.repeat(kept, counts)
-    classes = np.concatenate([image.classes for image in labels])
-    boxes = np.concatenate([image.boxes for image in labels])
-    side = np.sqrt((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1))
-    sizes = np.digitize(side, [bound for bound, _ in SIZES])
-    titles = dict(enumerate([*(name for _, name in SIZES), LARGEST]))
-    by_class = sorted(_shifts(classes, here, names), key=lambda shift: -shift.total)
+    classes = sorted(_shifts(counts["classes"]), key=lambda shift: -shift.total)
     return Drift(
-        by_class[:MOST_CLASSES],
-        max(0, len(by_class) - MOST_CLASSES),
-        _shifts(sizes, here, titles),
-        float(1 - here.mean()),
-        float(1 - kept.mean()),
+        classes[:MOST_CLASSES],
+        max(0, len(classes) - MOST_CLASSES),
+        _shifts({name: counts["sizes"][name] for name in SIZES if name in counts["sizes"]}, SIZES),
+        counts["background"],
+        1 - counts["boxes"][1] / counts["boxes"][0],
+        1 - images["kept"] / images["total"],
     )
 
 
-def _shifts(kinds: NDArray[np.int64], kept: NDArray[np.bool_], names: Mapping[int, str]) -> list[Shift]:
-    found = []
-    for kind in np.unique(kinds):
-        total, left = int((kinds == kind).sum()), int((kept & (kinds == kind)).sum())
-        shares = total / len(kinds), left / max(1, int(kept.sum()))
-        found.append(Shift(names.get(int(kind), f"class {kind}"), total, left, *shares))
-    return found
+def _shifts(counts: Mapping[str, list[int]], notes: Mapping[str, str] = MappingProxyType({})) -> list[Shift]:
+    total, left = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+    return [
+        Shift(shown(name), notes.get(name, ""), a, k, a / total, k / max(1, left)) for name, (a, k) in counts.items()
+    ]

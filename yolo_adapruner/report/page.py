@@ -15,26 +15,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from yolo_adapruner import __version__
 from yolo_adapruner.data.export import replace_file, shown
-from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.report import charts, comparison, run
 from yolo_adapruner.report.comparison import Comparison
-from yolo_adapruner.report.drift import Drift, drift
+from yolo_adapruner.report.drift import drift
 from yolo_adapruner.report.rows import Limits, island
 from yolo_adapruner.report.run import Run
 
 NAME = "report.html"
 MOST_BYTES = 25_000_000
 """No page is larger."""
-LABELS_READ = 60_000
-"""Images whose labels are read for the drift; of a larger set a seeded sample."""
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -70,8 +65,8 @@ def page(found: Run, compared: Comparison | None = None, limits: Limits | None =
         title: what it is called, the run folder's name by default.
     """
     limits = limits or Limits()
-    labels, sampled = _labels(found, limits)
-    view = _view(found, compared, _drift(found, labels, sampled), len(sampled))
+    labels = {int(i): found.labels(int(i)) for i in found.order()[: limits.rows]}
+    view = _view(found, compared)
     view["title"] = shown(title or found.folder.name)
     while True:
         text = _render(view, island(found, labels, limits))
@@ -80,24 +75,7 @@ def page(found: Run, compared: Comparison | None = None, limits: Limits | None =
         limits = limits.halved()
 
 
-def _labels(found: Run, limits: Limits) -> tuple[dict[int, Labels | None], NDArray[np.int64]]:
-    """Labels by image: of those that drift is told from, which come second, and of those that the gallery shows."""
-    n = len(found.outcome.paths)
-    sampled = np.arange(n)
-    if n > LABELS_READ:
-        sampled = np.sort(np.random.default_rng(0).choice(n, LABELS_READ, replace=False))
-    wanted = {*sampled.tolist(), *found.order()[: limits.rows].tolist()}
-    return {i: found.labels(i) for i in sorted(wanted)}, sampled
-
-
-def _drift(found: Run, labels: Mapping[int, Labels | None], sampled: NDArray[np.int64]) -> Drift | None:
-    known = [(image, i) for i in sampled.tolist() if (image := labels[i]) is not None]
-    if found.outcome.kept.all():
-        return None
-    return drift([image for image, _ in known], found.outcome.kept[[i for _, i in known]], found.names)
-
-
-def _view(found: Run, compared: Comparison | None, moved: Drift | None, sampled: int) -> dict[str, Any]:
+def _view(found: Run, compared: Comparison | None) -> dict[str, Any]:
     """What the template is given beside the gallery."""
     outcome, manifest = found.outcome, found.manifest
     total, kept = len(outcome.paths), int(outcome.kept.sum())
@@ -111,13 +89,14 @@ def _view(found: Run, compared: Comparison | None, moved: Drift | None, sampled:
         "share": (total - kept) / total if total else 0.0,
         "compared": compared,
         "mismatch": None if compared is None else _mismatch(found, compared),
+        "reasons": _reasons(manifest),
         "commands": _commands(found),
         "facts": _facts(found),
         "accuracy": [] if compared is None else charts.against_share(compared),
         "epochs": charts.by_epoch(found.epochs),
         "weights": charts.weights(found.history, outcome.columns["weight"]) if kept < total else None,
-        "drift": moved,
-        "sampled": sampled if sampled < total else 0,
+        "drift": drift(manifest),
+        "imgsz": manifest.get("train", {}).get("imgsz"),
         "classify": found.task == "classify",
         "versions": manifest.get("versions", {}),
         "hardware": manifest.get("hardware"),
@@ -141,6 +120,11 @@ def _facts(found: Run) -> list[tuple[str, str]]:
     return [(name, shown(str(value))) for name, value in facts if value not in (None, False)]
 
 
+def _reasons(manifest: Mapping[str, Any]) -> str:
+    """How many images were dropped for each reason, in words; "" where no reason is known."""
+    return ", ".join(f"{n:,} {name}" for name, n in manifest.get("reasons", {}).items() if n)
+
+
 def _commands(found: Run) -> list[str]:
     """The commands that compare this run with the full and a random set, and put what comes of it here."""
     folder = shlex.quote(shown(str(found.folder)))
@@ -159,8 +143,8 @@ def _mismatch(found: Run, compared: Comparison) -> str | None:
     """What of a comparison is not this run's, in words."""
     share, shares = found.manifest["prune"]["share"], compared.facts.get("shares", [])
     if share and share not in shares:
-        listed = ", ".join(f"{s:.0%}" for s in shares)
-        return f"The comparison was made at {listed}; this run prunes {share:.0%}."
+        listed = " and ".join(f"{100 * s:.3g} %" for s in shares)
+        return f"The comparison was made at {listed}; this run prunes {100 * share:.3g} %."
     model, other = (
         Path(str(m)).name for m in (found.manifest.get("train", {}).get("model"), _config(compared, "model"))
     )
@@ -189,10 +173,16 @@ def _render(view: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     )
 
 
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("yolo_adapruner.report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["percent"] = _percent
+    return made
 
 
 @cache

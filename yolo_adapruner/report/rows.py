@@ -14,6 +14,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.reasons import DUPLICATE, SUSPECT
+from yolo_adapruner.data.explain import judged
 from yolo_adapruner.data.export import shown
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.data.source import is_text
@@ -22,9 +24,8 @@ from yolo_adapruner.report.run import Run
 
 _SCALE = 9999
 """Coordinates of boxes are whole numbers from 0 to this."""
-_TWIN = "twin"
-_ELSEWHERE = {_TWIN, "reason", "detail"}
-"""Columns that the rows hold in a form of their own; a suspect's detail is its `kind`, a duplicate's its twin."""
+_ELSEWHERE = {"twin", "reason", "detail", "suspicion", "kind", "class"}
+"""Columns that the rows hold in a form of their own: the detail of a suspect is a kind, that of a duplicate a path."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,17 @@ def island(run: Run, labels: Mapping[int, Labels | None], limits: Limits) -> dic
     paths = [run.outcome.paths[i] for i in rows]
     root = _root(paths)
     reasons = run.reasons
-    twins = run.outcome.columns.get(_TWIN)
-    pairs = _pairs(run, rows, twins)
+    pairs = _details(run, rows, DUPLICATE)
     content: dict[str, Any] = {
         "root": shown(root),
         "paths": [shown(path[len(root) :]) for path in paths],
         "links": {n: "file://" + quote(os.fsencode(path)) for n, path in enumerate(paths) if not is_text(path)},
         "reasons": [reasons[i] for i in rows],
+        "kinds": _details(run, rows, SUSPECT),
+        "suspicion": [] if run.evidence.suspicion is None else _values(run.evidence.suspicion[rows]),
+        "whole": run.task == "classify",
+        "judged": judged(run.outcome.columns),
+        "median": run.median,
         "names": {c: shown(name) for c, name in run.names.items()},
         "classes": [_classes(i, labels) for i in rows],
         "boxes": list(_boxes([labels.get(int(i)) for i in rows], limits.boxes if run.task != "classify" else 0)),
@@ -99,22 +104,21 @@ def _pictures(run: Run, rows: NDArray[np.int64], pairs: Mapping[int, str], limit
     wanted = (path for n in first for path in (paths[n], pairs.get(n)) if path is not None)
     made = copies(wanted, limits.picture_bytes)
     as_list = {path: [p.width, p.height, p.uri] for path, p in made.items()}
+    number = {path: i for i, path in enumerate(run.outcome.paths)}
+    twins = {n: path for n, path in pairs.items() if n in paths and path in as_list and path in number}
     return {
         "pictures": {n: as_list[path] for n, path in paths.items() if path in as_list},
-        "twinPictures": {n: as_list[path] for n, path in pairs.items() if n in paths and path in as_list},
+        "twinPictures": {n: as_list[path] for n, path in twins.items()},
+        "twinBoxes": {n: _flat(run.labels(number[path])) for n, path in twins.items() if run.task != "classify"},
     }
 
 
-def _pairs(run: Run, rows: NDArray[np.int64], twins: NDArray[Any] | None) -> dict[int, str]:
-    """Row → path of the image it is much like, where it was dropped for that."""
-    if twins is None:
+def _details(run: Run, rows: NDArray[np.int64], reason: str) -> dict[int, str]:
+    """Row → what is known beside its reason, of the rows with this one: a kind of fault, or the path of a kept twin."""
+    reasons, details = run.reasons, run.outcome.columns.get("detail")
+    if details is None:
         return {}
-    reasons, n = run.reasons, len(run.outcome.paths)
-    return {
-        row: run.outcome.paths[int(twins[i])]
-        for row, i in enumerate(rows)
-        if reasons[i] == "duplicate" and 0 <= twins[i] < n
-    }
+    return {row: str(details[i]) for row, i in enumerate(rows) if reasons[i] == reason and details[i]}
 
 
 def _classes(i: int, labels: Mapping[int, Labels | None]) -> list[int]:
@@ -125,15 +129,15 @@ def _classes(i: int, labels: Mapping[int, Labels | None]) -> list[int]:
 def _boxes(labels: Sequence[Labels | None], budget: int) -> Iterator[list[int] | None]:
     """Five numbers a box in one list: class, x1, y1, x2, y2; None from where the budget is spent."""
     for image in labels:
-        if image is None:
-            yield []
-            continue
-        budget -= len(image)
-        if budget < 0:
-            yield None
-            continue
-        corners = np.rint(_SCALE * image.boxes).astype(np.int64)
-        yield np.column_stack([image.classes, corners]).ravel().tolist()
+        budget -= 0 if image is None else len(image)
+        yield _flat(image) if budget >= 0 or image is None else None
+
+
+def _flat(image: Labels | None) -> list[int]:
+    if image is None:
+        return []
+    corners = np.rint(_SCALE * image.boxes).astype(np.int64)
+    return np.column_stack([image.classes, corners]).ravel().tolist()
 
 
 def _scaled(rows: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.core.reasons import Evidence
+from yolo_adapruner.data.explain import evidence
 from yolo_adapruner.data.export import TRACE, Outcome, read
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.data.source import label_file, read_shapes
@@ -73,6 +75,17 @@ class Run:
         kept = self.outcome.kept
         given = self.outcome.columns.get("reason", np.full(len(kept), ""))
         return ["" if k else str(word) or DROPPED for k, word in zip(kept, given, strict=True)]
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The numbers that the reasons come from."""
+        return evidence(self.outcome.columns, len(self.outcome.kept))
+
+    @property
+    def median(self) -> float | None:
+        """The median signal in nats, of what was seen; None where nothing was."""
+        known = self.evidence.signal[np.isfinite(self.evidence.signal)]
+        return float(np.median(known)) if len(known) else None
 
     def order(self) -> NDArray[np.int64]:
         """Return the numbers of the dropped images, lowest score first, those without one last."""

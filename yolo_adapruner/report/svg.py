@@ -22,6 +22,8 @@ class Panel:
         x, y: ranges of the axes, in data units.
         width, height: of the whole, in the units of the drawing; text is 11 of them high.
         left, right, top, bottom: margins.
+        parts: what was drawn.
+        named_to: where the last band's name ends.
     """
 
     title: str
@@ -35,6 +37,7 @@ class Panel:
     top: float = 30
     bottom: float = 34
     parts: list[Markup] = field(default_factory=list)
+    named_to: float = 0.0
 
     def px(self, x: float) -> float:
         """Return where a value of x lies."""
@@ -73,14 +76,17 @@ class Panel:
         self.add('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>', middle, self.height - 3, label)
 
     def band(self, low: float, high: float, kind: str, words: str) -> None:
-        """Tint a range of x and write its name above it."""
+        """Tint a range of x and write its name above it, a long one to its left, if no other stands there."""
         x, width = self.px(low), self.px(high) - self.px(low)
         self.add(
             '<rect class="band {}" x="{}" y="{}" width="{:.1f}" height="{}"/>', kind, x, self.top, width, self._inner
         )
-        if width >= 5.5 * len(words):
-            middle = round(x + width / 2, 1)
-            self.add('<text class="stage" x="{}" y="{}" text-anchor="middle">{}</text>', middle, self.top - 5, words)
+        room = 5.5 * len(words)
+        end = x + width if width < room else x + (width + room) / 2
+        if end - room >= self.named_to:
+            place = (round(end - room / 2, 1), self.top - 5)
+            self.add('<text class="stage" x="{}" y="{}" text-anchor="middle">{}</text>', *place, words)
+            self.named_to = end + 6
 
     def line(self, xs: Sequence[float], ys: Sequence[float], kind: str) -> None:
         """Draw a line through the points that are numbers; a lone one becomes a dot."""

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from yolo_adapruner import report
+from yolo_adapruner.core.reasons import SUSPECT
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.report.rows import Limits, pictured
 from yolo_adapruner.report.run import SUSPECTS, Run, load
-
-_SUSPECT = "label suspect"
 
 
 def report_run(folder: Path) -> Path | None:
@@ -43,7 +42,7 @@ def report_comparison(folder: Path, run: Path) -> Path | None:
 def note_suspects(run: Run) -> None:
     """Write what the run's detector sees in the label suspects that its report shows; nothing where there are none."""
     reasons, weights = run.reasons, run.folder / "weights" / "best.pt"
-    shown = [run.outcome.paths[i] for i in pictured(run, Limits()) if reasons[i] == _SUSPECT]
+    shown = [run.outcome.paths[i] for i in pictured(run, Limits()) if reasons[i] == SUSPECT]
     if not shown or run.task != "detect" or not weights.is_file():
         return
     from yolo_adapruner.engine.suspects import seen

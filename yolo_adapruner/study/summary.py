@@ -15,17 +15,14 @@ from yolo_adapruner.study.planted import planted
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
 
-_PLANTED = "planted"
-
 
 def run_summary(result: RunResult) -> str:
     """Return the summary of a finished run, several lines."""
     (_, images), *rest = run_lines(result)
     took = rest.pop()
     lines = ["", images]
-    for name, words in rest:
-        lines.append(f"{name:<10} {words}" if name != _PLANTED else words)
-    return "\n".join([*lines, " ".join(took)])
+    lines += [f"{name:<10} {words}" for name, words in rest]
+    return "\n".join([*lines, f"{took[0]:<10} {took[1]}"])
 
 
 def run_lines(result: RunResult) -> list[tuple[str, str]]:
@@ -39,8 +36,8 @@ def run_lines(result: RunResult) -> list[tuple[str, str]]:
             "images",
             f"kept {result.kept} of {result.total} training images, dropped {dropped} ({dropped / result.total:.1%})",
         ),
-        *((_PLANTED, line) for line in selection_lines(result)),
-        *((_PLANTED, line) for line in planted_lines(result)),
+        *selection_lines(result),
+        *planted_lines(result),
         (what, str(result.weights)),
         ("", f"validation {metric} {result.map50_95:.3f}; it chose this checkpoint, so it is no result"),
         ("data set", f"{result.data}   (yolo {command} data=...)"),
@@ -50,22 +47,22 @@ def run_lines(result: RunResult) -> list[tuple[str, str]]:
     ]
 
 
-def selection_lines(result: RunResult) -> list[str]:
-    """Return why images were dropped and what that shifts, a line each; nothing where none was."""
+def selection_lines(result: RunResult) -> list[tuple[str, str]]:
+    """Return why images were dropped and what that shifts, a named line each; nothing where none was."""
     manifest, outcome = read(result.folder)
     if outcome.kept.all():
         return []
     return [*_reasons(manifest), *_drift(manifest)]
 
 
-def _reasons(manifest: Mapping[str, Any]) -> list[str]:
+def _reasons(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = {name: n for name, n in manifest.get("reasons", {}).items() if n}
     kinds = ", ".join(f"{n} {kind}" for kind, n in manifest.get("kinds", {}).items())
     listed = [f"{n} {name}" + (f" ({kinds})" if name == SUSPECT and kinds else "") for name, n in found.items()]
-    return [f"reasons    {', '.join(listed)}"] if listed else []
+    return [("reasons", ", ".join(listed))] if listed else []
 
 
-def _drift(manifest: Mapping[str, Any]) -> list[str]:
+def _drift(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     counts = manifest.get("drift")
     if counts is None:
         return []
@@ -73,16 +70,17 @@ def _drift(manifest: Mapping[str, Any]) -> list[str]:
     without, without_kept = counts["background"]
     images = {"without": [without, without_kept], "with": [total - without, kept - without_kept]}
     said = []
-    for part, what, of in ((counts["classes"], "class ", " of the boxes"), (counts["sizes"], "", " of the boxes")):
+    of = " of the images" if is_folder(manifest["data"]) else " of the boxes"
+    for part, what in ((counts["classes"], "class "), (counts["sizes"], "")):
         if (change := largest(part)) is not None:
             name, before, after = change
             said.append(f"{what}{name} {before:.1%} -> {after:.1%}{of}")
     if without and (change := largest(images)) is not None:
         said.append(f"images without boxes {without / total:.1%} -> {without_kept / kept:.1%}")
-    return [f"drift      largest: {', '.join(said)}"] if said else []
+    return [("drift", f"largest: {', '.join(said)}")] if said else []
 
 
-def planted_lines(result: RunResult) -> list[str]:
+def planted_lines(result: RunResult) -> list[tuple[str, str]]:
     """Return what the dropped images were planted as, where a set tells (the embedded one does); else nothing."""
     manifest, outcome = read(result.folder)
     found = planted(outcome, manifest["data"]["path"])
@@ -92,6 +90,6 @@ def planted_lines(result: RunResult) -> list[str]:
     noise = sum(found.dropped.get(kind, 0) for kind in FAULTS)
     listed = ", ".join(f"{kind} {found.dropped.get(kind, 0)} of {n}" for kind, n in sorted(found.total.items()))
     return [
-        f"planted noise among the dropped: {noise} of {dropped} ({noise / dropped:.0%})",
-        f"dropped by kind: {listed}",
+        ("planted", f"noise among the dropped: {noise} of {dropped} ({noise / dropped:.0%})"),
+        ("", f"dropped by kind: {listed}"),
     ]

@@ -3,7 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const STEP = 48, SCALE = 9999, ODDS = 1e6;
+  const STEP = 48, SCALE = 9999;
 
   for (const button of document.querySelectorAll("[data-copy]"))
     button.addEventListener("click", () => copy(button.dataset.copy, button));
@@ -20,17 +20,30 @@
   const SORTS = {
     "lowest score": (n) => number("logit", n),
     "highest score": (n) => negative(number("logit", n)),
-    "most suspicious": (n) => negative(number("suspicion", n)),
+    "most suspicious": (n) => negative(suspicion(n)),
     "most alike": (n) => negative(number("similarity", n)),
     "most boxes": (n) => negative(number("boxes", n)),
     "path": null,
   };
-  const NEEDS = { "most suspicious": "suspicion", "most alike": "similarity", "most boxes": "boxes" };
+  const NEEDS = { "most suspicious": data.suspicion, "most alike": columns.similarity, "most boxes": columns.boxes };
   const TITLES = {
     weight: "weight at the end", logit: "score", signal: "signal", signal_mean: "signal, mean of epochs",
     signal_spread: "signal, spread of epochs", epochs_seen: "joint epochs seen", seen: "whole views seen",
-    similarity: "likeness to its twin", suspicion: "suspicion, log odds",
+    similarity: "similarity to the nearest image",
   };
+  const SUSPECT = "label suspect", DUPLICATE = "duplicate", EASY = "easy", OUTLIER = "outlier";  // core/reasons.py
+  const MEANINGS = {
+    [SUSPECT]: "Their labels are likelier wrong than right.",
+    [DUPLICATE]: "An image that was kept shows the same.",
+    [EASY]: "They had little left to teach: at least half of the set has a higher signal.",
+    [OUTLIER]: "Harder than most, and nothing says that their labels are to blame.",
+  };
+  const KINDS = {
+    shifted: "a shifted box", swapped: "a wrong class", missing: "a missing box",
+    spurious: "a box around nothing", shuffled: "the labels of another image",
+  };
+
+  function suspicion(n) { return data.suspicion[n] ?? null; }
 
   function negative(value) { return value === null ? null : -value; }
 
@@ -54,8 +67,10 @@
 
   // ---- boxes and pictures
 
-  function truth(n) {
-    const flat = data.boxes[n] ?? [], found = [];
+  function truth(n) { return boxed(data.boxes[n] ?? []); }
+
+  function boxed(flat) {
+    const found = [];
     for (let i = 0; i < flat.length; i += 5) found.push({ name: className(flat[i]), box: flat.slice(i + 1, i + 5) });
     return found;
   }
@@ -101,9 +116,24 @@
   // ---- the list
 
   function words(n) {
-    const kind = columns.kind?.[n];
-    return data.reasons[n] === "label suspect" && kind ? `${data.reasons[n]}: ${kind}` : data.reasons[n];
+    if (data.whole) return `${labelled(n)}, ${data.reasons[n]}`;
+    return data.kinds[n] ? `${data.reasons[n]}: ${data.kinds[n]}` : data.reasons[n];
   }
+
+  function evidence(n) {
+    const said = data.reasons[n], alike = number("similarity", n), signal = number("signal", n);
+    if (said === SUSPECT && suspicion(n) !== null) return `P(wrong) ${chance(suspicion(n))}`;
+    if (said === DUPLICATE && alike !== null) return `P(same) ${probability(alike)}`;
+    return signal === null ? "no signal" : `signal ${brief(signal)}`;
+  }
+
+  function brief(value) { return value >= 1000 ? count(Math.round(value)) : String(Number(value.toPrecision(2))); }
+
+  function chance(log) { return probability(1 / (1 + Math.exp(-log))); }
+
+  function probability(p) { return p > 0.9995 ? "> 0.999" : p < 0.005 ? "< 0.01" : p.toFixed(p > 0.995 ? 3 : 2); }
+
+  function equals(text) { return (/^[<>]/.test(text) ? text : `= ${text}`).replace(" ", "\u00a0"); }
 
   function card(n) {
     const weight = number("weight", n);
@@ -116,8 +146,15 @@
       element("button", { type: "button", class: "card", onclick: () => open(n), title: path(n) },
         thumb(n), element("b", {}, file(data.paths[n])),
         element("span", { class: "meta" }, words(n)),
-        element("span", { class: "meta" }, weight === null ? "no weight" : `weight ${weight.toFixed(2)}`)),
+        element("span", { class: "meta" }, `${evidence(n)}, ${weight === null ? "no weight" : `weight ${weight.toFixed(2)}`}`)),
       box);
+  }
+
+  function mean() {
+    const kinds = new Map();
+    for (const n of filtered) if (data.kinds[n]) kinds.set(data.kinds[n], (kinds.get(data.kinds[n]) ?? 0) + 1);
+    const listed = [...kinds].sort((a, b) => b[1] - a[1]).map(([kind, many]) => `${kind} ${count(many)}`).join(", ");
+    $("meaning").textContent = MEANINGS[reason] ? MEANINGS[reason] + (reason === SUSPECT && listed ? ` By kind: ${listed}.` : "") : "";
   }
 
   function refresh() {
@@ -136,6 +173,7 @@
       filtered.sort((a, b) => (keys.get(a) === keys.get(b) ? a - b : keys.get(a) - keys.get(b)));
     } else filtered.sort((a, b) => (data.paths[a] < data.paths[b] ? -1 : 1));
     $("grid").replaceChildren();
+    mean();
     shown = 0;
     more();
   }
@@ -243,9 +281,9 @@
     const one = whole(data.pictures[n], data.links[n] ?? url(path(n)), `${data.paths[n]}, ${labelled(n)}`, sets);
     const twin = data.twins[n];
     if (!twin) { $("picture").replaceChildren(one); return; }
-    const other = whole(data.twinPictures[n], url(twin), `its twin ${twin}`, []);
-    $("picture").replaceChildren(element("figure", {}, one, element("figcaption", {}, "dropped")),
-      element("figure", {}, other, element("figcaption", {}, "kept instead")));
+    const other = whole(data.twinPictures[n], url(twin), `its twin ${twin}`, showTruth ? [["truth", boxed(data.twinBoxes[n] ?? [])]] : []);
+    $("picture").replaceChildren(element("figure", {}, one, element("figcaption", {}, `dropped: ${file(data.paths[n])}`)),
+      element("figure", {}, other, element("figcaption", {}, `kept: ${file(twin)}`)));
   }
 
   function whole(picture, link, words, sets) {
@@ -271,6 +309,7 @@
   }
 
   function labelled(n) {
+    if (data.whole) return `labelled ${data.classes[n].map(className).join(", ")}`;
     const total = number("boxes", n) ?? truth(n).length;
     return total === 1 ? "one labelled box" : `${total} labelled boxes`;
   }
@@ -287,18 +326,8 @@
   }
 
   function sentences(n) {
-    const lines = [], kind = columns.kind?.[n] ?? "";
-    const suspicion = number("suspicion", n), alike = number("similarity", n), seen = number("seen", n);
-    const reasons = {
-      "label suspect": `Dropped because its labels look wrong${kind ? `: ${kind}` : ""}.`,
-      "duplicate": `Dropped because it is much like ${data.twins[n] ?? "another image"}.`,
-      "easy": "Dropped because the detector has learned all it shows.",
-      "outlier": "Dropped because it fits nothing else in the set.",
-      "dropped": "Dropped for its low score.",
-    };
-    lines.push(reasons[data.reasons[n]] ?? `Dropped: ${data.reasons[n]}.`);
-    if (suspicion !== null) lines.push(`The odds that its labels are wrong are ${odds(suspicion)}.`);
-    if (alike !== null && data.reasons[n] === "duplicate") lines.push(`The two are ${Math.round(100 * alike)} % alike.`);
+    const lines = [why(n)], seen = number("seen", n);
+    if (suspicion(n) !== null && data.reasons[n] !== SUSPECT) lines.push(`${doubt(n)}.`);
     if (data.history[n] && data.epochs.length > 1) {
       const w = history(n), ends = w[w.length - 1];
       const how = Math.abs(ends - w[0]) < 0.05 ? "stayed near" : ends < w[0] ? `fell from ${w[0].toFixed(2)} to` : `rose from ${w[0].toFixed(2)} to`;
@@ -306,16 +335,31 @@
     }
     if (number("logit", n) === null) lines.push("The joint stage never saw it, so it has no score.");
     else if (seen !== null && seen < 1) lines.push("Less than one whole view of it was judged: its score rests on little.");
-    lines.push(data.unreadable.includes(n) ? "Its label file cannot be read."
+    if (data.whole) lines.push(`It is ${labelled(n)}.`);
+    else lines.push(data.unreadable.includes(n) ? "Its label file cannot be read."
       : data.boxes[n] === null ? `It has ${labelled(n)}, which this page has no room for.` : `It has ${labelled(n)}.`);
     return lines;
   }
 
-  function odds(log) {
-    const value = Math.exp(Math.abs(log));
-    const words = value > ODDS ? "over a million" : value < 10 ? value.toFixed(1) : count(Math.round(value));
-    return log >= 0 ? `${words} to 1` : `1 to ${words}`;
+  function why(n) {
+    const said = data.reasons[n], alike = number("similarity", n), signal = number("signal", n);
+    const median = data.median === null ? "" : ` the median of ${brief(data.median)}`;
+    if (said === SUSPECT)
+      return `Label suspect${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `; most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}.`;
+    if (said === DUPLICATE)
+      return `Duplicate of ${data.twins[n] ? file(data.twins[n]) : "another image"}, which was kept${alike === null ? "" : `: the nearest image shows the same with P\u00a0${equals(probability(alike))}`}.`;
+    if (said === EASY) return `Easy: its signal of ${brief(signal)} nats is not above${median}.`;
+    if (said === OUTLIER)
+      return signal === null ? "Outlier: nothing was ever seen of it."
+        : `Outlier: its signal of ${brief(signal)} nats is above${median}, and nothing says that its labels are to blame.`;
+    return said === "dropped" ? "Dropped for its low score." : `Dropped: ${said}.`;
   }
+
+  function doubt(n) {
+    return `Its labels are wrong with P\u00a0${equals(chance(suspicion(n)))} by ${data.judged ? "the judge" : "the channels"}`;
+  }
+
+  function lower(text) { return text[0].toLowerCase() + text.slice(1); }
 
   function history(n) {
     return Array.from(atob(data.history[n]), (c) => c.charCodeAt(0) / 255);
@@ -339,8 +383,8 @@
     const list = element("dl", { class: "facts" });
     for (const [name, values] of Object.entries(columns)) {
       const value = values[n];
-      if (value === null || value === "" || ["boxes", "kind"].includes(name)) continue;
-      const spoken = typeof value === "number" ? String(Number(value.toPrecision(3))) : String(value);
+      if (value === null || value === "" || name === "boxes") continue;
+      const spoken = typeof value === "number" ? String(Number(value.toPrecision(3))).replace("-", "−") : String(value);
       list.append(element("div", {}, element("dt", {}, TITLES[name] ?? name.replaceAll("_", " ")), element("dd", {}, spoken)));
     }
     return list;
@@ -350,10 +394,12 @@
 
   const tally = new Map();
   for (const word of data.reasons) tally.set(word, (tally.get(word) ?? 0) + 1);
-  const choices = [[null, "all", rows.length], ...[...tally].sort((a, b) => b[1] - a[1]).map(([word, many]) => [word, word, many])];
+  if (tally.size === 1) reason = [...tally.keys()][0];
+  const all = tally.size > 1 ? [[null, "all", rows.length]] : [];
+  const choices = [...all, ...[...tally].sort((a, b) => b[1] - a[1]).map(([word, many]) => [word, word, many])];
   if (tally.size > 1 || !tally.has("dropped"))
     $("reasons").append(...choices.map(([value, name, many]) => {
-      const button = element("button", { type: "button", "aria-pressed": String(value === null), onclick: () => {
+      const button = element("button", { type: "button", "aria-pressed": String(value === reason), onclick: () => {
         reason = value;
         for (const other of $("reasons").children) other.setAttribute("aria-pressed", String(other === button));
         refresh();
@@ -365,7 +411,7 @@
   for (const row of data.classes) for (const c of row) classes.set(c, (classes.get(c) ?? 0) + 1);
   $("class").append(element("option", { value: "" }, "any"), ...[...classes].sort((a, b) => b[1] - a[1])
     .map(([c, many]) => element("option", { value: c }, `${className(c)} (${count(many)})`)));
-  $("sort").append(...Object.keys(SORTS).filter((name) => !NEEDS[name] || columns[NEEDS[name]]?.some((v) => v !== null))
+  $("sort").append(...Object.keys(SORTS).filter((name) => !(name in NEEDS) || NEEDS[name]?.some((v) => v !== null))
     .map((name) => element("option", {}, name)));
 
   let waiting = 0;
