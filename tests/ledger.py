@@ -24,6 +24,7 @@ class Pass:
 
     Attributes:
         batches: ids and readings of each batch that ended, in order; no readings in the fine-tune stage.
+        looks: what the images of each of these looked like, None where nobody watched.
         logits, counts: of the mask after the epoch; None where this pass was not the one that stood.
     """
 
@@ -31,6 +32,7 @@ class Pass:
     stage: Stage
     started: int = 0
     batches: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list)
+    looks: list[np.ndarray | None] = field(default_factory=list)
     metric: float = 0.0
     logits: np.ndarray | None = None
     counts: np.ndarray | None = None
@@ -96,7 +98,16 @@ class Watched(AdaPruneTrainer):
         elif seen is not None:
             readings = detection_channels(seen).float().cpu().numpy()
         self.passes[-1].batches.append((np.array(self._batch_ids), readings))
+        self.passes[-1].looks.append(self._look())
         super()._observe_batch(pruner)
+
+    def _look(self) -> np.ndarray | None:
+        if self._features is None:
+            return None
+        seen = self._features._map
+        looks = self._features.take(self._tap.owners)
+        self._features._map = seen  # it is taken once; the trainer has not had it yet
+        return None if looks is None else looks.cpu().numpy()
 
     def _close_epoch(self, pruner: Pruner) -> None:
         super()._close_epoch(pruner)
@@ -114,14 +125,18 @@ def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = (), *, tole
         tolerance: how far a logit may be off; a GPU reads the same predictions a little differently each time.
     """
     assert trainer.pruner is not None
+    looked = trainer.pruner.appearance
     own = Pruner(
         trainer.pruner.n,
         len(CHANNELS),
         trainer.epochs,
         Settings(**trainer.prune_config.model_dump()),
         trainer.args.seed,
+        trainer.constraints,
         judge=trainer.pruner.suspicion.judge,
         readings=trainer.pruner.readings,
+        features=0 if looked is None else looked.mean.shape[1],
+        layout=None if looked is None else looked._labels,
     )
     assert [one.epoch for one in trainer.stood] == list(range(1, len(trainer.stood) + 1))
     for one in trainer.stood:
@@ -131,7 +146,11 @@ def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = (), *, tole
             if readings is not None and (one.epoch, number) not in left_out:
                 width = own.readings if own.rehearses else own.channels
                 own.observe(ids, readings[:, :width], rehearsed=readings[:, width:] if own.rehearses else None)
-                seen[ids[np.isfinite(readings).any(1)]] = True
+                sound = np.isfinite(readings).any(1)
+                seen[ids[sound]] = True
+                looks = one.looks[number - 1]
+                if own.appearance is not None and looks is not None:
+                    own.appearance.add(ids[sound], looks[sound], np.ones(sound.sum()))
         own.close_epoch(one.metric)
         np.testing.assert_allclose(one.logits, own.mask.logits, tolerance, tolerance, err_msg=f"epoch {one.epoch}")
         np.testing.assert_array_equal(one.counts, own.moments.count, err_msg=f"epoch {one.epoch}")

@@ -207,6 +207,8 @@ def test_both_ranks_hold_the_same_mask_bit_for_bit(home):
             np.testing.assert_array_equal(held[name], second[moment][name], err_msg=f"{moment} {name}")
     assert [int(note["stage"]) for note in first.values()] == [1] * 16 + [2] * 6 + [3] * 3
     assert len(np.unique(first["end"]["logits"])) > N / 2  # they did move
+    assert np.isfinite(first["end"]["suspicion"]).all()  # the judge did learn
+    assert np.isfinite(first["end"]["similarity"]).all()  # images were compared
 
 
 @pytest.mark.slow

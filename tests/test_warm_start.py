@@ -57,6 +57,70 @@ def test_one_that_is_not_seen_again_keeps_its_old_score_in_the_cut():
     assert np.isnan(pruner.mask.logits[2])
 
 
+def joint_stage(pruner: Pruner, bad: list[int]) -> None:
+    """Train jointly for twelve epochs: all read alike but for `bad`, which read worse."""
+    readings = np.ones((pruner.n, 4))
+    readings[:, 0] += np.arange(pruner.n) % 7 / 100
+    readings[bad] = 3.0
+    for _ in range(pruner.joint_epochs):
+        pruner.open_epoch()
+        pruner.observe(np.arange(pruner.n), readings)
+        pruner.close_epoch(0.5)
+
+
+def warm_pruner(carried: np.ndarray, **settings: float) -> Pruner:
+    """Return a pruner of as many samples with twelve joint epochs at the start, its memory the default."""
+    held = Settings(**PruneConfig(share=0.1, warmup=0, joint=0.4, match=1e-9, **settings).model_dump())
+    pruner = Pruner(len(carried), 4, 30, held)
+    pruner.carry(carried, np.ones(len(carried)))
+    assert pruner.joint_epochs == 12
+    return pruner
+
+
+def test_a_carried_logit_outlasts_the_joint_stage_where_the_evidence_is_the_same():
+    """Steps fade by the epoch; if what was carried faded with them, a warm start would end as a cold one."""
+    carried = np.zeros(70)
+    carried[7] = -6.0  # reads as 0, 14, 21, ... do
+    pruner = warm_pruner(carried)
+    joint_stage(pruner, [])
+    peers = np.arange(70) % 7 == 0
+    peers[7] = False
+    assert pruner.mask.logits[7] < pruner.mask.logits[peers].min() - 1.0
+
+
+def test_new_evidence_overturns_a_carried_logit():
+    """A sample that stood lowest reads well now, and seven that stood highest read badly."""
+    carried = np.zeros(70)
+    carried[7], bad = -6.0, [1, 11, 21, 31, 41, 51, 61]
+    carried[bad] = 3.0
+    pruner = warm_pruner(carried)
+    joint_stage(pruner, bad)
+    assert pruner.kept is not None
+    assert np.flatnonzero(~pruner.kept).tolist() == bad
+
+
+def test_runs_that_follow_each_other_do_not_add_up_beyond_what_one_can_overturn():
+    carried = np.zeros(70)
+    for _ in range(6):
+        pruner = warm_pruner(carried)
+        joint_stage(pruner, [7])
+        carried = start_logits(pruner.mask.logits, 0.1, rates=(1, 1))
+    bad = [1, 11, 21, 31, 41, 51, 61]
+    pruner = warm_pruner(carried)
+    joint_stage(pruner, bad)
+    assert pruner.kept is not None
+    assert np.flatnonzero(~pruner.kept).tolist() == bad
+
+
+def test_a_run_without_a_start_fades_to_the_cut_and_a_resumed_one_to_what_was_carried():
+    settings = Settings(**PruneConfig(share=0.5, warmup=0).model_dump())
+    first, second = Pruner(3, 4, 5, settings), Pruner(3, 4, 5, settings)
+    assert first.mask.base.tolist() == [0.0, 0.0, 0.0]
+    first.carry(np.array([2.0, np.nan, -3.0]), np.array([4.0, 9.0, 0.5]))
+    second.load_state_dict(first.state_dict())
+    np.testing.assert_allclose(second.mask.base, [0.3 * 2.0, 0.0, 0.3 * -3.0])
+
+
 # Who is who
 
 

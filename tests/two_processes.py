@@ -108,11 +108,17 @@ class Noted(AdaPruneTrainer):
 
     def leave_note(self, moment: str) -> None:
         assert self.pruner is not None
-        kept = self.pruner.kept
+        kept, looks = self.pruner.kept, self.pruner.appearance
+        assert looks is not None
         np.savez(
             Path(os.environ[NOTES], f"{max(RANK, 0)}-{moment}.npz"),
             logits=self.pruner.mask.logits,
             signal=self.pruner.signal,
+            suspicion=self.pruner.suspicion.log_odds,
+            looks=looks.mean,
+            similarity=self.pruner.redundancy.similarity,
+            taken=self.pruner.redundancy.taken,
+            twin=self.pruner.redundancy.twin,
             kept=np.zeros(0, bool) if kept is None else kept,
             counts=self.pruner.moments.count,
             means=self.pruner.moments.mean,

@@ -14,7 +14,8 @@ decision hardens; here a sample whose weight is nearly 0 comes back as fast as i
 that only a sample's own evidence moves it against the others.
 
 A sum of all steps would not forget: the pressure has no upper bound, but no lower one than 1 either, so that a wrong
-epoch pushes a sample out further than many right ones can bring it back. `memory` lets older steps fade.
+epoch pushes a sample out further than many right ones can bring it back. `memory` lets older steps fade, down to what
+an earlier run left of its own (`base`), or to nothing.
 
 The compression term has the same gradient for every sample: it moves all logits by one common amount and puts none
 before another. So its step is one number, found by line search: as far as the target, not past it. A fixed step passes
@@ -38,12 +39,14 @@ class Mask:
 
     Attributes:
         logits: (N,) float64. A sample counts as kept while its logit is at least 0 (weight at least 0.5).
+        base: (N,) float64, what a logit fades to; 0, the cut, where nothing was known before the first step.
     """
 
     def __init__(self, n: int, logit: float = 1.0) -> None:
         if n < 1:
             raise ValueError(f"Expected at least one sample, but got {n}.")
         self.logits: NDArray[np.float64] = np.full(n, logit, np.float64)
+        self.base: NDArray[np.float64] = np.zeros(n)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -84,9 +87,9 @@ class Mask:
             evidence: (N,) in [0, 1], the part of its own step that each sample takes; 1 each if None. At 0 a sample
                 only goes along with the common step, which puts no sample before another: one that stayed behind
                 would fall out, or stay in, for not having been looked at.
-            memory: part of a logit that outlives the step, (0, 1]. It draws logits towards the cut, which puts no
-                sample before another: only what moved them long ago comes to count for less. A sample forgets as far
-                as it learns, by its `evidence`.
+            memory: part of a logit that outlives the step, (0, 1]. It draws logits towards `base`, by default the cut,
+                which puts no sample before another: only what moved them long ago comes to count for less. A sample
+                forgets as far as it learns, by its `evidence`.
 
         Raises:
             ValueError: `pressure` or `evidence` has another length than the mask.
@@ -100,7 +103,8 @@ class Mask:
         own = np.clip(pressure - neutral, -_MOST, _MOST)
         own = own / (1 + np.abs(own) / clip)
         seen = np.isfinite(own)
-        self.logits[seen] *= 1 - (1 - memory) * share[seen]
+        held = 1 - (1 - memory) * share[seen]
+        self.logits[seen] = held * self.logits[seen] + (1 - held) * self.base[seen]
         self.logits[seen] -= rate * own[seen] * share[seen]
         reach = lam * rate * clip
         self.logits[seen] += np.clip(self._shift_to(target, seen), -reach, reach)

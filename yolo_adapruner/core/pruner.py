@@ -183,12 +183,16 @@ class Pruner:
     def carry(self, logits: NDArray[np.floating], seen: NDArray[np.floating]) -> None:
         """Begin with what an earlier run learned, before the first epoch.
 
+        All of it counts at first, and the part `memory` of it to the end: an earlier run is forgotten as an earlier
+        step is. So runs that follow each other do not add up to a verdict that no evidence could overturn.
+
         Args:
             logits: (N,) to add to the common start, 0 being neutral (`warm.start_logits`); NaN for a new sample.
             seen: (N,) whole views that they rest on, >= 0.
         """
         known = np.isfinite(logits)
         self.mask.logits[known] += logits[known]
+        self.mask.base[known] = self.settings.memory * logits[known]
         self.seen = np.where(known, seen, 0.0)
 
     def open_epoch(self) -> None:
@@ -349,6 +353,7 @@ class Pruner:
         return {
             "stage": int(self.stage),
             "logits": self.mask.logits.copy(),
+            "base": self.mask.base.copy(),
             "best_logits": self._best_logits,
             "signal": self.signal.copy(),
             "seen": self.seen.copy(),
@@ -375,6 +380,7 @@ class Pruner:
         self.suspicion.load_state_dict(state["suspicion"])
         self.stage = Stage(state["stage"])
         self.mask.logits = np.array(state["logits"], np.float64)
+        self.mask.base = np.array(state["base"], np.float64)
         self._best_logits = None if state["best_logits"] is None else np.array(state["best_logits"], np.float64)
         self.signal = np.array(state["signal"], np.float64)
         self.seen = np.array(state["seen"], np.float64)
