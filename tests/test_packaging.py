@@ -93,6 +93,22 @@ def test_importing_the_front_door_loads_no_heavy_package(module):
     assert run(sys.executable, "-c", code, cwd=ROOT).stdout.strip() == "set()"
 
 
+# What answers at once: none of these may cost the seconds that torch takes to import
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["train", "--help"], ["compare", "--help"], ["train", "-x"]]
+)
+def test_help_and_version_load_no_heavy_package(words):
+    code = f"""
+import sys
+from yolo_adapruner.cli import main
+try:
+    main({words!r})
+except SystemExit:
+    print({{"torch", "ultralytics", "cv2", "numpy", "pydantic", "yaml", "polars"}} & set(sys.modules))
+"""
+    assert run(sys.executable, "-c", code, cwd=ROOT).stdout.splitlines()[-1] == "set()"
+
+
 def test_ultralytics_reads_and_writes_in_a_folder_of_this_session_only():
     from ultralytics.utils import ONLINE, SETTINGS, USER_CONFIG_DIR
     from ultralytics.utils.checks import check_font

@@ -19,7 +19,7 @@ def prune(
     config: PruneConfig | None = None,
     **overrides: Any,
 ) -> RunResult:
-    """Train a detector and prune its training set in one run.
+    """Train a model and prune its training set in one run.
 
     Args:
         run: a run config: path, name of a packaged one, mapping, or `RunConfig`.

@@ -65,13 +65,13 @@ def _one_line(message: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog=PROGRAM, description="Learn which training images a YOLO detector really needs, and prune the rest."
+        prog=PROGRAM, description="Learn which training images a YOLO model really needs, and prune the rest."
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     settings = "key=value settings go to Ultralytics as they are, prune.key=value to the method (prune.warmup=0)"
-    train = commands.add_parser("train", epilog=settings, help="train a detector and prune its training set in one run")
+    train = commands.add_parser("train", epilog=settings, help="train a model and prune its training set in one run")
     _add_run_arguments(train)
     train.add_argument("--prune", type=float, metavar="SHARE", help="share of the training images to remove, 0 to 0.95")
     train.add_argument(
@@ -93,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         help="one or more shares to remove, or auto for the largest one that stays within the margin",
     )
     compare.add_argument(
-        "--margin", type=float, default=0.5, metavar="POINTS", help="mAP that may be lost, 0 to 100 (default 0.5)"
+        "--margin",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="mAP, or a classifier's top-1, that may be lost, 0 to 100 (default 0.5)",
     )
     compare.add_argument(
         "--arms",
@@ -137,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="run config: a YAML file, or the name of a packaged one: yolov3-tiny")
-    parser.add_argument("--data", help="Ultralytics data file")
+    parser.add_argument("--data", help="Ultralytics data file; of a classifier a folder of class folders")
     parser.add_argument("--model", help="Ultralytics architecture or checkpoint")
     parser.add_argument("--epochs", type=int, help="epoch budget of the whole run, all stages")
     parser.add_argument("--imgsz", type=int, help="input size in pixels")

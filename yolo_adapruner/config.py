@@ -30,15 +30,15 @@ class PruneConfig(BaseModel):
     warmup: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto",
         union_mode="left_to_right",
-        description="Epochs on everything before images are judged; auto ends it once the detector localises. 0 suits "
-        "a trained checkpoint as model.",
+        description="Epochs on everything before images are judged; auto ends it once labelled objects are found. 0 "
+        "suits a trained checkpoint as model.",
     )
     warmup_fit: float = Field(
         0.6,
         gt=0,
         lt=1,
         description="auto ends the warm-up after an epoch in which labelled objects were found with this mean IoU and "
-        "this mean probability of their class.",
+        "this mean probability of their class; a classifier has the probability alone.",
     )
     warmup_max: float = Field(0.55, gt=0, lt=1, description="Longest auto warm-up, as a share of the epochs.")
     joint: float = Field(0.3, gt=0, le=1, description="Length of the joint stage, as a share of the epochs.")
@@ -116,7 +116,10 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model: str = Field(description="Ultralytics architecture (yolov3-tiny.yaml) or checkpoint (best.pt).")
-    data: str = Field(description="Ultralytics data file, or the name of one that comes with this package.")
+    data: str = Field(
+        description="Ultralytics data file, of a classifier a folder of class folders; or the name of a set that comes "
+        "with this package."
+    )
     epochs: int = Field(30, ge=3, description="Epoch budget of the whole run: warm-up, joint stage and fine-tune.")
     imgsz: int = Field(160, ge=32, description="Input size in pixels.")
     batch: int | float = Field(

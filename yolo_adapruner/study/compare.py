@@ -50,7 +50,7 @@ def compare(
 ) -> Comparison:
     """Train the arms with the same recipe, compare their mAP or top-1, and say what comes of it against a margin.
 
-    Arms: *full* trains on everything; *one run* is the detector that `train --prune` itself leaves; *pruned*, *random*
+    Arms: *full* trains on everything; *one run* is the model that `train --prune` itself leaves; *pruned*, *random*
     and the others of `arms.CHOICES` train anew on as many images, those the run kept, a seeded random choice and so on,
     once for as many epochs as full and once for as many updates.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections import Counter
@@ -214,6 +215,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _append(file: Path, line: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
+        torn = stream.read(1) not in (b"", b"\n")  # a kill cut the last line off: it must not swallow this one
+        stream.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
+
+
 def _planted(cell: Cell, folder: Path) -> Path:
     """The data file of a cell's set, made where it does not stand yet."""
     from yolo_adapruner.data.digits import build
@@ -288,9 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if cell.key() in done:
                 continue
             line = run(cell, args.work)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            with args.out.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            _append(args.out, line)
             print(*(f"{key} {line[key]}" for key in ("cell", "auroc", "hits")), flush=True)
     except AdaPrunerError as error:
         print(error, file=sys.stderr)
