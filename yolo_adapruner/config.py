@@ -74,10 +74,10 @@ class PruneConfig(BaseModel):
         0.02, gt=0, lt=1, description="A mask counts as matching when its kept share is this near the wanted one."
     )
     redundancy: float = Field(
-        0.5,
+        8.0,
         ge=0,
-        description="What a copy of an image that stays weighs, as a share of clip; 0 compares no images with each "
-        "other.",
+        description="Nats that a copy of an image that stays is judged harder by; 8 puts it beside a label that is "
+        "wrong with odds of 3000 to 1, 20 before all labels. 0 compares no images with each other.",
     )
     weight_min: float = Field(0.0, ge=0, lt=1, description="Least weight of an image's loss in the joint stage.")
     memory: float = Field(0.3, gt=0, le=1, description="Part of a logit that outlives an epoch of the joint stage.")

@@ -69,7 +69,6 @@ class Mask:
         clip: float = 20.0,
         evidence: NDArray[np.floating] | None = None,
         memory: float = 1.0,
-        extra: NDArray[np.floating] | float = 0.0,
     ) -> None:
         """Take one step for every sample that has evidence.
 
@@ -88,7 +87,6 @@ class Mask:
             memory: part of a logit that outlives the step, (0, 1]. It draws logits towards the cut, which puts no
                 sample before another: only what moved them long ago comes to count for less. A sample forgets as far
                 as it learns, by its `evidence`.
-            extra: (N,) pressure on top, which is not bent, so that it can be taken back to the letter.
 
         Raises:
             ValueError: `pressure` or `evidence` has another length than the mask.
@@ -100,7 +98,7 @@ class Mask:
         if share.shape != self.logits.shape:
             raise ValueError(f"Expected the evidence of each of {len(self)} samples, but got shape {share.shape}.")
         own = np.clip(pressure - neutral, -_MOST, _MOST)
-        own = own / (1 + np.abs(own) / clip) + extra
+        own = own / (1 + np.abs(own) / clip)
         seen = np.isfinite(own)
         self.logits[seen] *= 1 - (1 - memory) * share[seen]
         self.logits[seen] -= rate * own[seen] * share[seen]

@@ -277,12 +277,11 @@ class Pruner:
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         suspected = self.suspicion.signal
         self.signal = surprise(self.moments.means[:, :-1]) if suspected is None else suspected
-        f = pressure(sample_loss(self.signal, self.settings.tau))
-        redundant = self._redundant(f, evidence)
+        f = pressure(sample_loss(self.signal + self._redundant(), self.settings.tau))
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         game, share = self._in_the_game()
-        judged = (f + redundant)[game & np.isfinite(f)]
+        judged = f[game & np.isfinite(f)]
         neutral = float(np.quantile(judged, 1 - share)) if len(judged) else 0.0
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
@@ -295,7 +294,6 @@ class Pruner:
                 clip=self.settings.clip,
                 evidence=evidence,
                 memory=self.settings.memory,
-                extra=redundant,
             )
         self.trace[self.state.epoch] = np.rint(255 * self.mask.weights(self.state.s))
         state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
@@ -306,21 +304,20 @@ class Pruner:
         if state.epoch >= self.joint_epochs:
             self.decide()
 
-    def _redundant(self, own: NDArray[np.float64], evidence: NDArray[np.float64]) -> NDArray[np.float64] | float:
-        """How much each sample's pressure grows for what others show already, (N,); settles the earlier epochs'."""
+    def _redundant(self) -> NDArray[np.float64]:
+        """What each sample is judged harder by for being there already, (N,) nats."""
         if self.appearance is None:
-            return 0.0
-        graph = Graph.of(*self.appearance.pairs())
-        whole = self.settings.redundancy * self.settings.clip
-        # Weights as they will be at the end: at small s every y is near 0.5 and tells nobody apart. Without what was
-        # paid: a copy that is out for its twin's sake would be in if the twin went.
+            return np.zeros(self.n)
+        own = pressure(sample_loss(self.signal, self.settings.tau))
+        seen = own[np.isfinite(own)]
+        # What each would weigh at the end by its own evidence: what goes for its labels cannot stand in for a copy.
         alone = Mask(self.n)
-        alone.logits = self.mask.logits + self.settings.rate * whole * self.redundancy.paid
-        weights = alone.weights(self.settings.s_end)
-        memory = self.settings.memory
-        taken, owed = self.redundancy.step(graph, own, weights, evidence, self.appearance.known, memory)
-        self.mask.logits -= self.settings.rate * whole * owed
-        return whole * taken
+        if len(seen):
+            neutral = float(np.quantile(seen, 1 - self.settings.share))
+            alone.logits = self.settings.rate * np.where(np.isfinite(own), neutral - own, 0.0)
+        graph = Graph.of(*self.appearance.pairs())
+        taken = self.redundancy.step(graph, own, alone.weights(self.settings.s_end), self.appearance.known)
+        return self.settings.redundancy * taken
 
     def decide(self) -> NDArray[np.bool_]:
         """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched.

@@ -101,7 +101,7 @@ def similarity(graph: Graph, known: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 class Redundancy:
-    """The term's part of each sample's pressure, epoch by epoch.
+    """The term's account, epoch by epoch.
 
     Args:
         n: number of samples.
@@ -116,13 +116,7 @@ class Redundancy:
         self.taken: NDArray[np.float64] = np.zeros(n)
         self.twin: NDArray[np.int64] = np.full(n, -1, np.int64)
         self.similarity: NDArray[np.float64] = np.full(n, np.nan)
-        self._paid = np.zeros(n)
         self._remembered: dict[str, NDArray[Any]] | None = None
-
-    @property
-    def paid(self) -> NDArray[np.float64]:
-        """What each sample's pressure has grown by over all epochs, (N,), in units of one whole copy an epoch."""
-        return self._paid * self.taken
 
     def remember(self) -> None:
         """Keep the account as it is now, for the mask that is kept."""
@@ -138,46 +132,31 @@ class Redundancy:
         graph: Graph,
         pressure: NDArray[np.floating],
         weights: NDArray[np.floating],
-        evidence: NDArray[np.floating],
         known: NDArray[np.bool_],
-        memory: float = 1.0,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Take an epoch's account.
+    ) -> NDArray[np.float64]:
+        """Take an epoch's account, and return how much of each sample is there already, (N,) in [0, 1].
 
         Who outranks whom is told by the pressure of the samples' own evidence, so that a copy with a suspect label
         loses to its twin; who has paid before stays behind unless the other's evidence is clearly worse.
-
-        What was paid in earlier epochs is settled by what is known now: whoever paid for a twin that proves to be the
-        worse, or no twin, gets it back, and the other pays it. So an early error costs nothing in the end.
 
         Args:
             graph: who is like whom, as far as known now.
             pressure: (N,) each sample's own, NaN unknown.
             weights: (N,) y, what each would weigh if nothing were like it.
-            evidence: (N,) in [0, 1] the part of this epoch's step that each sample takes.
             known: (N,) bool, whose neighbours are known.
-            memory: part of what was paid that outlives this epoch's step, as in `Mask.update`.
-
-        Returns:
-            How much of each sample is there already, (N,) in [0, 1], which this epoch's pressure grows by; and what
-            is to be added to earlier epochs' sum of it, (N,).
         """
         wanted = -np.nan_to_num(pressure, nan=float(np.nanmedian(pressure)) if np.isfinite(pressure).any() else 0.0)
-        taken, self.twin = overlap(graph, wanted - _STICKS * self.taken, weights)
+        self.taken, self.twin = overlap(graph, wanted - _STICKS * self.taken, weights)
         self.similarity = similarity(graph, known)
-        owed = self._paid * (taken - self.taken)
-        self._paid = self._paid * (1 - (1 - memory) * evidence) + evidence
-        self.taken = taken
-        return taken, owed
+        return self.taken
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, as arrays."""
-        now = {name: getattr(self, name).copy() for name in (*_ACCOUNT, "_paid")}
-        return {**now, "remembered": self._remembered}
+        return {**{name: getattr(self, name).copy() for name in _ACCOUNT}, "remembered": self._remembered}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        for name in (*_ACCOUNT, "_paid"):
+        for name in _ACCOUNT:
             setattr(self, name, np.array(state[name]))
         kept = state["remembered"]
         self._remembered = None if kept is None else {name: np.array(kept[name]) for name in _ACCOUNT}
