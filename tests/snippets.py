@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -28,7 +29,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests import helpers
+from tests import classes, helpers
 from yolo_adapruner import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,8 @@ ELSEWHERE = {
     r"\.venv/bin/python tests/check\.py.*": ".ci/run runs it, and this is run by it",
     r"python docs/site/(build|reference)\.py": "tests/test_docs.py builds the site and compares the pages",
     r"python tests/gpu/check_gpu\.py": "needs a GPU; without one it skips every line",
+    r'pip install "yolo-adapruner\[(loggers|ray)\]"': "tests/test_packaging.py knows the extras; dev holds both",
+    r"yolo settings tensorboard=True mlflow=True": "tests/test_loggers.py turns each on, in settings of its own",
 }
 """Commands that are run by something else -> by what."""
 
@@ -244,7 +247,15 @@ class World:
 
 def _train_leaves(words: list[str], out: str, run: Path) -> list[Path]:
     assert "training images, dropped" in out
-    return [run / name for name in ("weights/best.pt", "pruned.yaml", "kept.txt", "dropped.txt", "scores.csv")]
+    pruned = "pruned" if (run / "pruned").is_dir() else "pruned.yaml"  # of a classifier a folder
+    names = ("weights/best.pt", pruned, "kept.txt", "dropped.txt", "scores.csv", "report.html")
+    if "--from" in words:
+        assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["start"]["carried"]
+    if "--keep" in words:
+        keep = set(helpers.read_list(Path(words[words.index("--keep") + 1])))
+        assert keep
+        assert not keep & set(helpers.read_list(run / "dropped.txt"))
+    return [run / name for name in names]
 
 
 def _export_leaves(words: list[str], out: str, run: Path) -> list[Path]:
@@ -254,14 +265,21 @@ def _export_leaves(words: list[str], out: str, run: Path) -> list[Path]:
 
 
 def _compare_leaves(words: list[str], out: str, run: Path) -> list[Path]:
-    folder = Path(out.rpartition("saved in ")[2].strip())
-    return [folder / "compare.json", folder / "compare.md"]
+    folder = Path(out.rpartition("saved in ")[2].splitlines()[0].strip())
+    return [folder / "compare.json", folder / "compare.md", folder / "report.html"]
+
+
+def _report_leaves(words: list[str], out: str, run: Path) -> list[Path]:
+    page = Path(out.strip())
+    assert ("Nothing has been compared yet" in page.read_text(encoding="utf-8")) == ("--compare" not in words)
+    return [page]
 
 
 LEAVES: dict[str, Callable[[list[str], str, Path], list[Path]]] = {
     "train": _train_leaves,
     "export": _export_leaves,
     "compare": _compare_leaves,
+    "report": _report_leaves,
 }
 """What a command must have left; a command that is not here has to end well, and no more."""
 
@@ -313,9 +331,14 @@ def build_shared(shared: Path) -> Path:
     digits = _small_digits(shared / "digits")
     for kind in ("cfg", "data"):
         shutil.copytree(ROOT / kind, share / kind)
+    folders = classes.build_folders(shared / "classes")
     _shrink_config(share / "cfg" / "yolov3-tiny.yaml")
+    for config in (share / "cfg").glob("resnet*.yaml"):
+        _shrink_config(config, data=str(folders))
     content = yaml.safe_load((share / "data" / "digits.yaml").read_text(encoding="utf-8"))
     (share / "data" / "digits.yaml").write_text(yaml.safe_dump({**content, "path": str(digits)}), encoding="utf-8")
+    for architecture in (share / "cfg" / "models").glob("*.yaml"):
+        classes.write_architecture(architecture)
     for kind in ("cfg", "data"):
         shutil.copytree(share / kind, home / kind)
     shutil.copytree(ROOT / "docs", home / "docs")  # its scripts write into the docs they lie in
@@ -324,6 +347,7 @@ def build_shared(shared: Path) -> Path:
     for name in ("path/to/data.yaml", "my_set/data.yaml", "coco128.yaml"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, home / name)
+    shutil.copytree(folders, home / "path" / "to" / "classes")
     _make_runs(shared)
     shutil.copyfile(shared / "finished" / "weights" / "best.pt", home / "best.pt")
     return shared
@@ -335,9 +359,9 @@ def _small_digits(root: Path) -> Path:
     return build(root, train=40, val=8, test=8, size=64)
 
 
-def _shrink_config(path: Path) -> None:
+def _shrink_config(path: Path, **settings: Any) -> None:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content |= {"epochs": CAPS["epochs"], "imgsz": CAPS["imgsz"], "device": "cpu"}
+    content |= {"epochs": CAPS["epochs"], "imgsz": CAPS["imgsz"], "batch": 8, "device": "cpu", **settings}
     content["train"] |= {"workers": 0}
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 

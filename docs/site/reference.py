@@ -165,12 +165,17 @@ def _methods(thing: type) -> Iterator[tuple[str, Any]]:
     """Public methods and properties defined by the class itself, and `configured`, which trainers are made by."""
     for name, value in vars(thing).items():
         inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-        if not name.startswith("_") and inspect.isfunction(inner) and inner.__doc__:
-            call = name if isinstance(value, property) else _signature(name, inner, skip=1)
-            yield call, inner
+        overrides = any(hasattr(base, name) for base in thing.__mro__[1:])  # what others call, such as Ultralytics
+        if not name.startswith("_") and inspect.isfunction(inner) and inner.__doc__ and not overrides:
+            yield (name if isinstance(value, property) else _on_one_line(name, inner)), inner
     inherited = inspect.getattr_static(thing, "configured", None)
     if inherited and not (thing.__doc__ or "").startswith("`"):  # "`AdaPruneTrainer` for ...": said there
-        yield _signature("configured", inherited.__func__, skip=1), inherited.__func__
+        yield _on_one_line("configured", inherited.__func__), inherited.__func__
+
+
+def _on_one_line(name: str, function: Any) -> str:
+    """A method's call, which stands within a line."""
+    return " ".join(_signature(name, function, skip=1).split()).replace("( ", "(").replace(", )", ")")
 
 
 def _signature(name: str, function: Any, skip: int = 0) -> str:

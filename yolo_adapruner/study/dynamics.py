@@ -273,7 +273,10 @@ def _write(page: Path, made: str) -> None:
     """Put what was made anew before the page's own words, and leave those."""
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
     words = old[old.index(WORDS) :] if WORDS in old else ""
-    command = "    python -m yolo_adapruner.study.dynamics --seeds SEEDS --out docs/results/dynamics.md"
+    command = (
+        "```bash\n# not run by the tests: 36 epochs an arm\n"
+        "python -m yolo_adapruner.study.dynamics --seeds SEEDS --out docs/results/dynamics.md\n```"
+    )
     head = f"# Does learning collapse on itself?\n\n{command}"
     page.write_text("\n\n".join(part for part in (head, made, words) if part).rstrip() + "\n", encoding="utf-8")
 
