@@ -2,10 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests import browser
+from tests import browser, helpers
 from tests.report_runs import make_classes, make_comparison, make_run
 from yolo_adapruner import report
 from yolo_adapruner.core.reasons import DUPLICATE, EASY, OUTLIER, REASONS, SUSPECT
@@ -239,6 +241,17 @@ def test_an_image_of_a_classification_run_is_shown_with_its_class(tmp_path, chro
     assert "box" not in " ".join(said)
     assert chromium.texts("#class option") == ["any", "ant (6)"]
     assert chromium.problems == []
+
+
+def test_the_docs_picture_is_taken_of_an_opened_image_and_is_small(home, tmp_path):
+    target = tmp_path / "report.jpg"
+    script = Path(__file__).resolve().parents[1] / "docs" / "site" / "report_picture.py"
+    done = helpers.python(str(script), str(home / "run"), str(target), "--open", DUPLICATE, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(target) as picture:
+        assert picture.size == (1280, 800)
+        assert max(picture.convert("RGB").getpixel((80, 400))) < 60  # the viewer's dark ground
+    assert target.stat().st_size < 150_000
 
 
 def test_of_fifty_thousand_images_the_page_still_filters_and_sorts(tmp_path, chromium):

@@ -1,7 +1,7 @@
 """Takes the picture of a run's report that the docs show, in headless Chromium.
 
     yolo-adapruner train cfg/yolov3-tiny.yaml --prune 0.1
-    python docs/site/report_picture.py runs/adaprune/train docs/pictures/report.png
+    python docs/site/report_picture.py runs/adaprune/train docs/pictures/report.jpg
 
 By default the picture is of the gallery; `--open REASON` opens the first image that was dropped for it, `--section`
 names another part of the page. Light, 1280 pixels wide; a target that ends in .jpg becomes a JPEG.
@@ -10,7 +10,6 @@ names another part of the page. Light, 1280 pixels wide; a target that ends in .
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import tempfile
@@ -28,7 +27,7 @@ WIDTH, HEIGHT = 1280, 800
 MOST_COLOURS, QUALITY = 256, 82
 _OPEN = "[...document.querySelectorAll('.card')].find(c => c.textContent.includes({})).click()"
 _SCROLL = "document.getElementById({}).scrollIntoView({{behavior: 'instant'}})"
-_SETTLED = "Promise.all([...document.images].filter(i => i.src).map(i => i.decode().catch(() => 0))).then(() => true)"
+_SETTLED = "new Promise(done => setTimeout(() => done(true), 500))"  # lazy images have no event to wait for
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +45,9 @@ def main(arguments: list[str]) -> int:
         return 1
     try:
         with tempfile.TemporaryDirectory() as folder:
-            page = write(args.run, args.compare, target=Path(folder) / args.run.absolute().name / "report.html")
+            home = Path(folder) / args.run.absolute().name  # the page is titled after it
+            home.mkdir()
+            page = write(args.run, args.compare, target=home / "report.html")
             save(photograph(page, args.section, args.open, args.height), args.target)
     except AdaPrunerError as error:
         print(error, file=sys.stderr)
@@ -64,7 +65,7 @@ def photograph(page: Path, section: str, reason: str | None, height: int) -> Ima
         window.js(_SETTLED)
         shot = page.with_name("shot.png")
         window.picture(shot)
-        return Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
+        return Image.open(shot).convert("RGB")
 
 
 def save(picture: Image.Image, target: Path) -> None:
