@@ -266,10 +266,11 @@ def test_the_wheel_holds_the_package_the_packaged_files_the_licence_and_no_more(
         licence = next(name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
         for kind in ("cfg", "data"):
-            for file in (ROOT / kind).glob("*.yaml"):
-                assert archive.read(f"yolo_adapruner/share/{kind}/{file.name}") == file.read_bytes()
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "yolo_adapruner").rglob("*.py")}
-    assert {name for name in names if "/share/" not in name and name.endswith(".py")} == package
+            for file in (ROOT / kind).rglob("*.yaml"):  # the architectures in cfg/models as well
+                assert archive.read(f"yolo_adapruner/share/{file.relative_to(ROOT).as_posix()}") == file.read_bytes()
+    files = [path for path in (ROOT / "yolo_adapruner").rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+    assert {"report.html", "report.css", "report.js"} <= {path.name for path in files}
+    assert {name for name in names if "/share/" not in name} == {path.relative_to(ROOT).as_posix() for path in files}
     assert {name.partition("/")[0] for name in names} == {"yolo_adapruner"}
 
 
@@ -317,7 +318,10 @@ def test_the_installed_command_prunes_the_example_set_by_name_from_an_empty_fold
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "name"), [("cfg", "yolov3-tiny"), ("data", "digits")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("cfg", "yolov3-tiny"), ("cfg", "resnet18-digits"), ("cfg/models", "resnet18-32px"), ("data", "digits")],
+)
 def test_the_installed_package_finds_its_files_by_name(installed, tmp_path, kind, name):
     code = f"from yolo_adapruner.resources import find; print(find({kind!r}, {name!r}))"
     found = Path(run(installed / "python", "-c", code, cwd=tmp_path).stdout.strip())

@@ -105,18 +105,22 @@ class Resumable(BaseTrainer):
         self.start_epoch = self.epoch + 1
         LOGGER.info(f"going on after epoch {self.start_epoch} of {self.epochs}")
 
-    def take_up(self) -> None:
-        """Take over the rest once all is set up: the mask, and the run folder as the saved epoch left it.
+    def refuse_other_set(self) -> None:
+        """Refuse to go on with other images, before anything else is found wrong with them.
 
         Raises:
             RunError: the training images or the classes are not the interrupted run's.
         """
+        if self.saved is not None:
+            state.check_data(Path(self.args.resume), self.saved, self.paths, self.data["names"])
+
+    def take_up(self) -> None:
+        """Take over the rest once all is set up: the mask, and the run folder as the saved epoch left it."""
         self._run_config = state.run_config(Path(self.save_dir)) if self.saved is None else self.saved["config"]
         if self.saved is None:
             if RANK in {-1, 0} and not self.resume:  # of an earlier run in the same folder
                 (self.wdir / state.NAME).unlink(missing_ok=True)
             return
-        state.check_data(Path(self.args.resume), self.saved, self.paths, self.data["names"])
         ran, runs = ({**where["versions"], "machine": where["machine"]} for where in (self.saved, self._where()))
         if other := state.differences(ran, runs):
             LOGGER.warning(f"resumed, but not bit for bit, for the run began elsewhere: {other}")

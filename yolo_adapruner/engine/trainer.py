@@ -137,6 +137,7 @@ class AdaPruneMixin(Resumable):
         super()._setup_train()
         self._ids = {path: i for i, path in enumerate(self.paths)}
         self.skipped: list[str] = []
+        self.refuse_other_set()
         self._look_over(self.train_loader.dataset)
         if self.skipped:
             LOGGER.warning(
