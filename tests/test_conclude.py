@@ -30,6 +30,7 @@ FACTS = {
     "versions": {"numpy": "x"},
     "hardware": "2 cores",
     "jobs": 1,
+    "task": "detect",
 }
 
 
