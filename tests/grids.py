@@ -100,7 +100,10 @@ def two_machines() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster as Machines
 
-    machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # A machine that is gone is noticed after looks a second apart, not three; one that is slow still has 10 s a look.
+    look = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": look}
+    machines = Machines(initialize_head=True, head_node_args=head)
     machines.add_node(num_cpus=1, num_gpus=1)
     try:
         yield machines

@@ -66,7 +66,7 @@ def test_a_machine_that_goes_takes_its_cells_elsewhere(nodes, tmp_path):
             nodes.remove_node(lost, allow_graceful=False)
             gone.append(True)
 
-    found = run_on_cluster(CHAINS, Telling(tmp_path, wait=1.0), Cluster(nodes.address), note=lambda *_: take_it_away())
+    found = run_on_cluster(CHAINS, Telling(tmp_path, wait=0.5), Cluster(nodes.address), note=lambda *_: take_it_away())
     assert gone
     assert list(found) == CELLS
 
