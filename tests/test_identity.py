@@ -33,8 +33,12 @@ STILL = {
     **dict.fromkeys(("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0),
     "augmentations": [],
     "epochs": 6,
+    "method": {"judge": False, "redundancy": 0, "floor": 0},
 }
-"""No augmentation that would move or tint the marker."""
+"""No augmentation that would move or tint the marker, and nothing but the marker that decides who is dropped.
+
+A judge reads more than the four channels, whose stand-in the marker is, and learns from faults, which it has none of.
+"""
 
 
 def tone(i: int) -> int:
