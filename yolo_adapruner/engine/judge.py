@@ -7,6 +7,9 @@ next fit, so that they do not teach that a fault is right. Nobody's truth is use
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,7 +175,23 @@ class _Fit:
         classes = np.concatenate([np.full(len(right), _RIGHT, self.kinds.dtype), self.kinds[spoilt]])
         sides = [self.weights[side] / self.weights[side].sum() for side in (right, spoilt)]
         weights = np.concatenate(sides) * len(rows) / 2
-        return LogisticRegression(C=STRENGTH, max_iter=3000).fit(rows, classes, sample_weight=weights)
+        with _unlogged():
+            return LogisticRegression(C=STRENGTH, max_iter=3000).fit(rows, classes, sample_weight=weights)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep MLflow out: once Ultralytics' callback has called its autolog, it logs each fit of scikit-learn's.
+
+    15 fits an epoch would end up as models in the user's own run, and take longer than the training.
+    """
+    if "mlflow" not in sys.modules:
+        yield
+        return
+    from mlflow.utils.autologging_utils import disable_autologging
+
+    with disable_autologging():
+        yield
 
 
 def _said(model: object, rows: Array) -> Array:
