@@ -270,7 +270,7 @@ def bf16_on_cpu(monkeypatch):
 def test_bf16_reads_what_full_precision_reads(data, tmp_path, bf16_on_cpu, monkeypatch):
     seen = []
     original = LossTap.assigned
-    monkeypatch.setattr(LossTap, "assigned", lambda tap, a, judged: seen.append(a) or original(tap, a, judged))
+    monkeypatch.setattr(LossTap, "assigned", lambda tap, a, *rest: seen.append(a) or original(tap, a, *rest))
     trainer = watched(data, tmp_path, amp="bf16")
     assert {one.scores.dtype for one in seen if one.scores.requires_grad is False} >= {torch.bfloat16}
     replay(trainer)
@@ -287,13 +287,13 @@ def test_images_whose_forward_overflows_are_not_seen_in_that_epoch(data, tmp_pat
     original = LossTap.assigned
     running = []
 
-    def assigned(tap, seen, judged):
+    def assigned(tap, seen, *rest):
         trainer = running[0]
         ids = trainer._batch_ids
         if trainer.epoch + 1 == 3 and (rows := np.flatnonzero(np.isin(ids, overflowing))).size:
             seen = Assignment(**{**vars(seen), "scores": seen.scores.clone()})
             seen.scores[rows, 0] = torch.nan
-        original(tap, seen, judged)
+        original(tap, seen, *rest)
 
     monkeypatch.setattr(LossTap, "assigned", assigned)
     trainer = helpers.new_trainer(data, tmp_path / "run", trainer=Watched, method=METHOD, epochs=EPOCHS)
