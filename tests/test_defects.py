@@ -20,7 +20,7 @@ from yolo_adapruner.engine.faults import COVER, FAULTS, Peers
 from yolo_adapruner.errors import ConfigError, DataError
 from yolo_adapruner.study import duplicates
 from yolo_adapruner.study.defects import main, plant
-from yolo_adapruner.study.truth import COPY_KINDS, KINDS, LABEL_KINDS, load_truth
+from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, KINDS, LABEL_KINDS, load_truth
 
 
 def some_labels(rng: np.random.Generator, count: int, classes: int = 3, largest: float = 0.3) -> Labels:
@@ -339,6 +339,12 @@ def test_truth_of_the_embedded_set_is_read_under_our_names(tmp_path: Path) -> No
     )
     kinds = [t.kind for t in load_truth(tmp_path).values()]
     assert kinds == ["shifted", "swapped", "near-duplicate"]
+
+
+def test_a_sample_alone_plants_nothing(clean: Path, tmp_path: Path) -> None:
+    truth = load_truth(plant(clean, tmp_path / "set", {}, images=12).parent)
+    assert len(truth) == 12
+    assert {t.kind for t in truth.values()} == {CLEAN}
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------

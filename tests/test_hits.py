@@ -164,8 +164,9 @@ def test_a_cell_is_the_same_wherever_its_set_lies(tmp_path, monkeypatch):
         Cell("a/data.yaml", "missing", 0.2, 0, ()),
         Cell("a/data.yaml", "missing", 0.1, 1, ()),
         Cell("a/data.yaml", "missing", 0.1, 0, ("epochs=3",)),
+        Cell("a/data.yaml", "missing", 0.1, 0, (), 40),
     ],
-    ids=["set", "kind", "share", "seed", "settings"],
+    ids=["set", "kind", "share", "seed", "settings", "images"],
 )
 def test_two_cells_share_neither_line_nor_folder(other):
     cell = Cell("a/data.yaml", "missing", 0.1, 0, ())

@@ -4,7 +4,7 @@
 
 Kinds of wrong label, each a share of the training images, pictures untouched (`faults.py` defines them): shifted,
 swapped, missing, spurious, shuffled. Kinds of copy (`duplicates.py`): duplicate, near-duplicate. Several at once take
-different images. Validation and test images stay clean.
+different images. Validation and test images stay clean. `--images 400` alone plants nothing: a seeded sample as a set.
 
 Every kind leaves the number of training images n as it is. A copy therefore *takes the place* of a clean image, which
 is not in the set: with a share d, d * n images are copies and (1 - d) * n different pictures are left. So a pruner
@@ -77,7 +77,7 @@ def plant(
     Args:
         data: Ultralytics data file of the clean set.
         out: the folder to make.
-        shares: kind (one of `KINDS`) -> share of the training images in (0, 1].
+        shares: kind (one of `KINDS`) -> share of the training images in (0, 1]; may be empty where `images` is given.
         seed: start of the random streams, >= 0.
         part: share of an image's boxes that go (missing) or come (spurious), in (0, 1].
         group: most members of a group of copies, original included, >= 2; more only where the originals run out.
@@ -123,7 +123,7 @@ def plant(
 
 
 def _check(shares: Mapping[str, float], seed: int, part: float, group: int, images: int | None) -> None:
-    if not shares or not set(shares) <= set(KINDS):
+    if not (shares or images) or not set(shares) <= set(KINDS):
         raise ConfigError(f"Expected kinds among {', '.join(KINDS)}, but got {', '.join(shares) or 'none'}.")
     if not all(0 < share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
         raise ConfigError(f"Expected shares in (0, 1] that sum to 1 at most, but got {dict(shares)}: lower them.")
@@ -303,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the set that the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="Ultralytics data file of the clean set")
-    parser.add_argument("--kind", nargs="+", required=True, metavar="KIND", help=f"some of {', '.join(KINDS)}")
+    parser.add_argument("--kind", nargs="+", default=[], metavar="KIND", help=f"some of {', '.join(KINDS)}")
     parser.add_argument(
         "--share", type=float, nargs="+", default=[0.1], help="share of the images: one for each kind, or one for all"
     )

@@ -59,6 +59,7 @@ class Cell:
         share: of the training images, planted and pruned.
         seed: of the set, the defects and the run.
         settings: over `RECIPE`, as sorted `key=value` words.
+        images: so many training images of the set, a sample drawn by the seed; None takes all.
     """
 
     data: str
@@ -66,20 +67,37 @@ class Cell:
     share: float
     seed: int
     settings: tuple[str, ...]
+    images: int | None = None
 
     @property
     def name(self) -> str:
         """A folder's name for its run."""
         words = "".join(f"-{word}" for word in self.settings).replace("/", "_")
-        return f"{_set_name(self.data)}-{self.kind}-{self.share:g}-s{self.seed}{words}"
+        return f"{self.planted}{words}"
+
+    @property
+    def planted(self) -> str:
+        """A folder's name for its set."""
+        return f"{self.set}-{self.kind}-{self.share:g}-s{self.seed}"
+
+    @property
+    def set(self) -> str:
+        """The clean set by the name of its folder, with the size of the sample."""
+        name = self.data if self.data == DIGITS else Path(self.data).resolve().parent.name
+        return name if self.images is None else f"{name}-{self.images}"
 
     def key(self) -> str:
         """The cell as one word, the same in any session and wherever the set lies."""
-        return json.dumps([_set_name(self.data), self.kind, self.share, self.seed, *self.settings])
+        return json.dumps([self.set, self.kind, self.share, self.seed, *self.settings])
 
 
 def cells(
-    sets: Sequence[str], kinds: Sequence[str], shares: Sequence[float], seeds: Sequence[int], words: Sequence[str]
+    sets: Sequence[str],
+    kinds: Sequence[str],
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    words: Sequence[str],
+    images: int | None = None,
 ) -> Iterator[Cell]:
     """Yield every cell of a grid, seed by seed, so that a grid cut off has all sets and kinds.
 
@@ -95,7 +113,7 @@ def cells(
         for share in shares:
             for data in sets:
                 for kind in kinds:
-                    yield Cell(data, kind, share, seed, tuple(sorted(words)))
+                    yield Cell(data, kind, share, seed, tuple(sorted(words)), images)
 
 
 def run(cell: Cell, work: Path) -> dict[str, Any]:
@@ -129,7 +147,7 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
     return {
         "cell": cell.key(),
         **asdict(cell),
-        "data": _set_name(cell.data),
+        "data": cell.set,
         **figures(outcome, load_truth(data.parent)),
         "validation": metric,
         **facts,
@@ -234,12 +252,7 @@ def _planted(cell: Cell, folder: Path) -> Path:
     if cell.data == DIGITS:
         root = build(folder / f"digits-clean-s{cell.seed}", noise=0, duplicates=0, seed=cell.seed)
         clean = str(root / "data.yaml")
-    name = f"{_set_name(cell.data)}-{cell.kind}-{cell.share:g}-s{cell.seed}"
-    return plant(clean, folder / name, {cell.kind: cell.share}, seed=cell.seed)
-
-
-def _set_name(data: str) -> str:
-    return data if data == DIGITS else Path(data).resolve().parent.name
+    return plant(clean, folder / cell.planted, {cell.kind: cell.share}, seed=cell.seed, images=cell.images)
 
 
 def _finished(folder: Path) -> bool:
@@ -283,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", nargs="+", default=list(LABEL_KINDS), help=f"some of {', '.join((*KINDS, OWN))}")
     parser.add_argument("--share", type=float, nargs="+", default=[0.1], help="planted and pruned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--images", type=int, help="take a sample of so many training images, drawn by the seed")
     parser.add_argument("--work", type=Path, default=Path("runs/hits"), help="folder of sets and runs")
     parser.add_argument("--out", type=Path, default=Path("hits.jsonl"), help="a line a finished cell")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a file and run nothing")
@@ -293,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(table(read_lines(args.table)))
             return 0
         done = {line["cell"] for line in read_lines(args.out)}
-        for cell in cells(args.set, args.kind, args.share, args.seeds, args.settings):
+        for cell in cells(args.set, args.kind, args.share, args.seeds, args.settings, args.images):
             if cell.key() in done:
                 continue
             line = run(cell, args.work)
