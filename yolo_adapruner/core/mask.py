@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MOST = 1e12  # of a pressure, infinite ones included
+_CHUNK = 1 << 18  # samples a stride: what an update makes on the way stays small however many there are
 
 
 class Mask:
@@ -97,15 +98,17 @@ class Mask:
         pressure = np.asarray(pressure, np.float64)
         if pressure.shape != self.logits.shape:
             raise ValueError(f"Expected one pressure for each of {len(self)} samples, but got shape {pressure.shape}.")
-        share = np.ones(len(self)) if evidence is None else np.asarray(evidence, np.float64)
+        share = np.broadcast_to(1.0, len(self)) if evidence is None else np.asarray(evidence, np.float64)
         if share.shape != self.logits.shape:
             raise ValueError(f"Expected the evidence of each of {len(self)} samples, but got shape {share.shape}.")
-        own = np.clip(pressure - neutral, -_MOST, _MOST)
-        own = own / (1 + np.abs(own) / clip)
-        seen = np.isfinite(own)
-        held = 1 - (1 - memory) * share[seen]
-        self.logits[seen] = held * self.logits[seen] + (1 - held) * self.base[seen]
-        self.logits[seen] -= rate * own[seen] * share[seen]
+        seen = ~np.isnan(pressure)
+        for begin in range(0, len(self), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            own = np.clip(pressure[part] - neutral, -_MOST, _MOST)
+            own /= 1 + np.abs(own) / clip
+            held = 1 - (1 - memory) * share[part]
+            moved = held * self.logits[part] + (1 - held) * self.base[part] - rate * own * share[part]
+            np.copyto(self.logits[part], moved, where=seen[part])
         reach = lam * rate * clip
         self.logits[seen] += np.clip(self._shift_to(target, seen), -reach, reach)
 
@@ -113,10 +116,12 @@ class Mask:
         """The common shift of the seen logits, by which the share kept of all samples comes to `target`."""
         # The kept share stands in for mean(y): at small s every y is near 0.5 and their mean says nothing about how
         # many samples would stay.
-        moving = np.sort(self.logits[seen])
-        wanted = round(target * len(self)) - int((self.logits[~seen] >= 0).sum())
-        if not len(moving) or wanted == (moving >= 0).sum():
+        moving = self.logits[seen]
+        staying = int(np.count_nonzero(moving >= 0))
+        wanted = round(target * len(self)) - (int(np.count_nonzero(self.logits >= 0)) - staying)
+        if not len(moving) or wanted == staying:
             return 0.0
         cut = min(max(len(moving) - wanted, 0), len(moving) - 1)
+        moving.partition([max(cut - 1, 0), cut])  # all that is asked of their order, at O(N)
         # 0 goes halfway between the last to go and the first to stay. Equal logits cannot be told apart and stay.
         return -float(moving[0] if cut == 0 else (moving[cut - 1] + moving[cut]) / 2)
