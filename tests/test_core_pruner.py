@@ -5,11 +5,13 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import torch
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import select_kept
+from yolo_adapruner.core.signal import sample_loss
 
 CHANNELS = 3
 
@@ -538,3 +540,64 @@ def test_required_samples_weigh_1_keep_their_logit_and_leave_the_share_to_the_ot
     fresh = Pruner(200, CHANNELS, 30, settings, constraints=Constraints(required=required))
     fresh.mask.logits[:] = -3
     assert (fresh.weights() == 1).tolist() == required.tolist()
+
+
+# Terms of the objective
+
+
+TERM_SETS = [
+    ("task", "selection", "neutral", "compression"),
+    ("selection", "neutral", "compression"),
+    ("task", "neutral", "compression"),
+    ("task", "selection", "compression"),
+    ("task", "selection", "neutral"),
+    ("task", "selection"),
+    (),
+]
+
+
+@pytest.mark.parametrize("terms", TERM_SETS, ids=lambda terms: "+".join(terms) or "none")
+def test_a_step_is_down_the_gradient_of_the_terms_in_force_and_of_no_other(terms):
+    """The objective is written out here and differentiated by torch, term by term."""
+    readings, clip, rate = Readings(), 4.0, 0.5
+    pruner = pruner_of(200, 30, warmup=0, terms=list(terms), share=0.3)
+    ran = run_epoch(pruner, readings.of(0))
+    loss = torch.from_numpy(sample_loss(pruner.signal, 0.5))
+    f = {"task": loss, "selection": -loss.log()}
+    alone = sum((f[term] for term in ("task", "selection") if term in terms), torch.zeros(200).double())
+    neutral = torch.quantile(alone, 0.7) if "neutral" in terms else 0.0
+    y = torch.full((200,), 0.5, dtype=torch.float64, requires_grad=True)
+    parts = {"task": y * loss, "selection": -y * loss.log(), "neutral": -y * neutral}
+    objective = sum((parts[term].sum() for term in parts if term in terms), 0 * y.sum())
+    (gradient,) = torch.autograd.grad(objective, y)
+    own = 1.0 - rate * (gradient / (1 + gradient.abs() / clip)).numpy()
+    common = pruner.mask.logits - own  # what is left is the compression term's, the same for every sample
+    np.testing.assert_allclose(common, common[0], atol=1e-9)
+    if "compression" in terms:
+        assert ran["lambda"] > 0
+    else:
+        assert ran["lambda"] == 0
+        assert common[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_without_compression_nothing_calls_the_set_back_and_with_it_something_does():
+    kept = {}
+    for terms in (["task", "selection"], ["task", "selection", "compression"]):
+        pruner = pruner_of(200, 30, warmup=0, terms=terms)
+        kept[len(terms)] = run(pruner, 8, Readings().of)[-1]["kept"]  # before the exact share is cut
+    assert kept == {2: 0.0, 3: pytest.approx(0.9, abs=0.02)}
+
+
+def test_without_the_task_term_no_weight_meets_a_loss():
+    pruner = pruner_of(200, 30, warmup=0, terms=["selection", "neutral", "compression"])
+    for epoch in range(4):
+        assert pruner.stage is Stage.JOINT
+        assert pruner.weights() is None
+        run_epoch(pruner, Readings().of(epoch))
+
+
+@pytest.mark.parametrize("terms", TERM_SETS, ids=lambda terms: "+".join(terms) or "none")
+def test_exactly_the_share_goes_whatever_terms_are_in_force(terms):
+    pruner = pruner_of(200, 30, warmup=0, terms=list(terms))
+    run(pruner, 9, Readings().of)
+    assert (~pruner.kept).sum() == 20

@@ -15,6 +15,7 @@ from yolo_adapruner.errors import AdaPrunerError, ConfigError
 PROGRAM = "yolo-adapruner"
 INTERRUPTED = 130
 
+_QUESTIONS = ("warmup", "terms", "scale", "shares", "transfer")
 _FLAGS = ("data", "model", "epochs", "imgsz", "batch", "seed", "device", "name")
 
 
@@ -118,6 +119,50 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
+    study = commands.add_parser(
+        "study", epilog=settings, help="answer a question about the method by variants of one recipe, trained alike"
+    )
+    study.add_argument(
+        "question",
+        choices=_QUESTIONS,
+        metavar="QUESTION",
+        help="warmup (with and without), terms (each of the objective's left out), scale (s and its schedule over a "
+        "grid), shares (10 to 80 %% pruned), transfer (other models on what the config's model chose)",
+    )
+    _add_run_arguments(study)
+    study.add_argument("--prune", action=_Shares, nargs="+", metavar="SHARE", help="share or shares to remove")
+    study.add_argument(
+        "--vary",
+        type=_varied,
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="of scale: a setting of the method and its values; again for a grid (default s_end, s_start and ramp)",
+    )
+    study.add_argument(
+        "--to",
+        type=lambda words: tuple(words.split(",")),
+        default=(),
+        metavar="A,B",
+        help="of transfer: the other models",
+    )
+    study.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="VARIANT",
+        help="run this variant beside the first; again for more",
+    )
+    study.add_argument("--no-retrain", action="store_true", help="judge the runs' own networks alone, at half the cost")
+    study.add_argument(
+        "--margin", type=float, default=0.5, metavar="POINTS", help="mAP or top-1 that may be lost (default 0.5)"
+    )
+    study.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs per variant, seeds SEED..SEED+N-1 (default 3)"
+    )
+    study.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
+    study.set_defaults(run=_study)
+
     export = commands.add_parser(
         "export", help="write a finished run's files again, cut other shares from its scores, or hand it to other tools"
     )
@@ -164,6 +209,16 @@ class _Shares(argparse.Action):
             parser.error(f"argument --prune: expected one or more shares, but got {values[0]!r}")
         setattr(namespace, self.dest, [float(share) for share in shares])
         namespace.words = values[len(shares) :]
+
+
+def _varied(word: str) -> tuple[str, list[Any]]:
+    from yolo_adapruner.config import parse_yaml
+
+    key, equals, values = word.partition("=")
+    found = [parse_yaml(value) for value in values.split(",")]
+    if not equals or None in found:
+        raise argparse.ArgumentTypeError(f"expected KEY=A,B with a value or more, but got {word!r}")
+    return key.removeprefix("prune."), found
 
 
 def _number(word: str) -> int | float:
@@ -243,6 +298,28 @@ def _compare(args: argparse.Namespace) -> None:
         kept=args.kept,
         margin=args.margin,
         ray=None if args.ray is None else Cluster(args.ray, args.cell_cpus, args.cell_gpus),
+    )
+    show_comparison(result)
+
+
+def _study(args: argparse.Namespace) -> None:
+    if args.prune == "auto":
+        raise ConfigError("Expected shares to study at, but got --prune auto: compare searches for one.")
+    config = _run_config(args, None)
+    from yolo_adapruner.study.questions import study
+    from yolo_adapruner.study.terminal import show_comparison
+
+    result = study(
+        args.question,
+        config,
+        prune=args.prune,
+        seeds=args.seeds,
+        jobs=args.jobs,
+        vary=dict(args.vary),
+        to=args.to,
+        only=args.only,
+        retrain=not args.no_retrain,
+        margin=args.margin,
     )
     show_comparison(result)
 

@@ -79,6 +79,10 @@ class PruneConfig(BaseModel):
         description="Nats that a copy of an image that stays is judged harder by; 2 puts it beside a label that is "
         "wrong with P = 0.86, 20 before all labels. 0 compares no images with each other.",
     )
+    terms: list[Literal["task", "selection", "neutral", "compression"]] = Field(
+        ["task", "selection", "neutral", "compression"],
+        description="Terms of the objective that are in force; a shorter list is for studying it.",
+    )
     weight_min: float = Field(0.0, ge=0, lt=1, description="Least weight of an image's loss in the joint stage.")
     memory: float = Field(0.3, gt=0, le=1, description="Part of a logit that outlives an epoch of the joint stage.")
     floor: float = Field(

@@ -7,7 +7,7 @@ out-of-memory restart): nothing moves before it is closed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal
@@ -25,6 +25,10 @@ from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion
+
+TASK, SELECTION, NEUTRAL, COMPRESSION = "task", "selection", "neutral", "compression"
+TERMS = (TASK, SELECTION, NEUTRAL, COMPRESSION)
+"""The objective's terms, sum_i y_i (l_i - log l_i - neutral) + N lambda (kept - target)^2, in this order."""
 
 
 class Stage(IntEnum):
@@ -63,6 +67,7 @@ class Settings:
     keep: str | None
     judge: bool = True
     redundancy: float = 0.0
+    terms: Sequence[str] = TERMS
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
@@ -72,8 +77,8 @@ class Settings:
             ramp=self.ramp,
             s_start=self.s_start,
             s_end=self.s_end,
-            lambda_base=self.lambda_base,
-            lambda_gain=self.lambda_gain,
+            lambda_base=self.lambda_base if COMPRESSION in self.terms else 0.0,
+            lambda_gain=self.lambda_gain if COMPRESSION in self.terms else 0.0,
             tolerance=self.tolerance,
             match=self.match,
         )
@@ -205,9 +210,10 @@ class Pruner:
     def weights(self) -> NDArray[np.float32] | None:
         """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one.
 
+        Without the task term of the objective, in which weight and loss meet, that is so in the joint stage as well.
         None lies below `weight_min`: what is not learned at all reads ever worse, and could not be taken back.
         """
-        if self.stage is not Stage.JOINT:
+        if self.stage is not Stage.JOINT or TASK not in self.settings.terms:
             return None
         least = np.float32(self.settings.weight_min)
         weights = least + (1 - least) * self.mask.weights(self.state.s)
@@ -281,12 +287,12 @@ class Pruner:
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         suspected = self.suspicion.signal
         self.signal = surprise(self.moments.means[:, :-1]) if suspected is None else suspected
-        f = pressure(sample_loss(self.signal + self._redundant(), self.settings.tau))
+        f = self._pressure(self.signal + self._redundant())
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         game, share = self._in_the_game()
         judged = f[game & np.isfinite(f)]
-        neutral = float(np.quantile(judged, 1 - share)) if len(judged) else 0.0
+        neutral = float(np.quantile(judged, 1 - share)) if len(judged) and NEUTRAL in self.settings.terms else 0.0
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
             self.mask.update(
@@ -308,11 +314,17 @@ class Pruner:
         if state.epoch >= self.joint_epochs:
             self.decide()
 
+    def _pressure(self, signal: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the objective's terms of a sample alone weigh it by, (N,), NaN where nothing is known of one."""
+        terms = self.settings.terms
+        loss = sample_loss(signal, self.settings.tau)
+        return pressure(loss, task=TASK in terms, selection=SELECTION in terms)
+
     def _redundant(self) -> NDArray[np.float64]:
         """What each sample is judged harder by for being there already, (N,) nats."""
         if self.appearance is None:
             return np.zeros(self.n)
-        own = pressure(sample_loss(self.signal, self.settings.tau))
+        own = self._pressure(self.signal)
         seen = own[np.isfinite(own)]
         # What each would weigh at the end by its own evidence: what goes for its labels cannot stand in for a copy.
         alone = Mask(self.n)

@@ -86,10 +86,16 @@ def sample_loss(signal: NDArray[np.floating], tau: float) -> NDArray[np.float64]
     return values / max(float(np.quantile(values[seen], tau)), _EPS)
 
 
-def pressure(loss: NDArray[np.floating]) -> NDArray[np.float64]:
+def pressure(loss: NDArray[np.floating], *, task: bool = True, selection: bool = True) -> NDArray[np.float64]:
     """Return f(l) = l - log l, AdaPruner's task and selection term by weight (arXiv 2312.05599), (N,) >= 1.
 
     It is least at l = 1 and grows both ways: what is far easier and what is far harder than the unit is pushed out.
+
+    Args:
+        loss: l, (N,) >= 0, NaN unknown.
+        task: with the task term's l; without it what is easy is pushed out, and what is hard is drawn in.
+        selection: with the selection term's -log l; without it what is hard is pushed out, and nothing for being easy.
     """
     loss = np.asarray(loss, np.float64)
-    return loss - np.log(np.maximum(loss, _EPS))
+    nothing = np.where(np.isnan(loss), np.nan, 0.0)
+    return (loss if task else nothing) - (np.log(np.maximum(loss, _EPS)) if selection else 0.0)

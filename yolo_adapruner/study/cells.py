@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class CellRunner:
             reported on.
         ranking: cut the pruned arm's lists from the run of this share, whatever the cell's own; None for its own.
         listed: what a given list keeps.
+        runs: folder of the comparison whose runs the arms' lists are cut from; None for this one's own.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class CellRunner:
     base: Path
     ranking: float | None = None
     listed: tuple[str, ...] = ()
+    runs: Path | None = None
 
     def home(self, cell: Cell) -> Path:
         """Return the cell's folder."""
@@ -115,7 +117,8 @@ class CellRunner:
             paths = list(self.listed)
             total = round(len(paths) / (1 - cell.share))
         else:
-            _, outcome = export.read(self.home(Cell(arms.RUN, source, EPOCHS, cell.seed)))
+            chooser = self if self.runs is None else replace(self, folder=self.runs)
+            _, outcome = export.read(chooser.home(Cell(arms.RUN, source, EPOCHS, cell.seed)))
             kept = arms.choose(cell.arm, arms.Material(outcome, source, cell.share, cell.seed, self._classes))
             paths = [path for path, row in zip(outcome.paths, kept, strict=True) if row]
             total = len(outcome.paths)

@@ -25,7 +25,7 @@ from yolo_adapruner.study.closing import report_comparison
 from yolo_adapruner.study.cluster import Cluster, run_on_cluster
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
 from yolo_adapruner.study.folders import judge_folder
-from yolo_adapruner.study.ground import folder_of, judge_data, listed_images
+from yolo_adapruner.study.ground import folder_of, judge_data, listed_images, set_of
 from yolo_adapruner.study.progress import Progress
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, words
 from yolo_adapruner.study.verdict import BETTER, WITHIN, judge
@@ -77,22 +77,10 @@ def compare(
     """
     resolved = resolve(run, config=config, **overrides)
     searching = prune == AUTO
-    shares = _shares([resolved.prune.share] if searching else prune, seeds, jobs, margin)
+    shares = checked_shares([resolved.prune.share] if searching else prune, seeds, jobs, margin)
     cluster = _cluster(ray, jobs, resolved)
     wanted = (PRUNED,) if searching else arms_by_name.check(arms)
-    if resolved.batch < 1:
-        raise ConfigError(
-            f"Expected one batch size for all arms, but batch {resolved.batch:g} would find one for each: set a number."
-        )
-    from yolo_adapruner.engine import names, runtime
-    from yolo_adapruner.engine.splits import load_data
-
-    if (task := names.task_of(resolved)) not in ("detect", "classify"):
-        raise ConfigError(
-            f"Expected a model for detect or classify to compare with, but {resolved.model} is for {task}: "
-            "train --prune works for it, the comparison judges boxes and classes alone."
-        )
-    data = load_data(resolved.data, task)  # first: a missing data set leaves no folder behind
+    task, data = set_of(resolved)  # first: a missing data set leaves no folder behind
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
     folder = folder_of(resolved, shares, seeds, **_terms(searching, wanted, listed))
     if task == "classify":
@@ -101,6 +89,8 @@ def compare(
     else:
         base, reported_on = judge_data(folder, data, resolved.seed)
     runner = CellRunner(folder, resolved, base, ranking=shares[0] if searching else None, listed=listed)
+    from yolo_adapruner.engine import runtime
+
     numbers = range(resolved.seed, resolved.seed + seeds)
     run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
     facts: dict[str, Any] = {
@@ -130,8 +120,8 @@ def compare(
     return result
 
 
-def _shares(prune: float | str | Sequence[float], seeds: int, jobs: int, margin: float) -> list[float]:
-    """The shares, each once: two chains of one name would write into the same folders."""
+def checked_shares(prune: float | str | Sequence[float], seeds: int, jobs: int, margin: float) -> list[float]:
+    """Return the shares, each once: two chains of one name would write into the same folders."""
     given = prune if isinstance(prune, Sequence) else [prune]
     if isinstance(prune, str):
         raise ConfigError(f"Expected prune shares or {AUTO}, but got {prune!r}.")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,17 @@ from yolo_adapruner.study.topk import Ranks
 SCHEMA = 1
 """Version of compare.json; docs/compare-schema.md says what it holds."""
 RESAMPLES = 400
+
+
+class Judged(Protocol):
+    """What ran cells: where each lies, and the set they were trained from."""
+
+    @property
+    def base(self) -> Path:
+        """The data file, or a classifier's folder."""
+
+    def home(self, cell: Cell) -> Path:
+        """Return the cell's folder."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ def conclude(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]], facts: 
     return Comparison(runner.folder, rows, {**facts, **more})
 
 
-def replicates(runner: CellRunner, cells: Sequence[Cell]) -> tuple[dict[Cell, NDArray[np.float64]] | None, int]:
+def replicates(runner: Judged, cells: Sequence[Cell]) -> tuple[dict[Cell, NDArray[np.float64]] | None, int]:
     """Return each cell's mAP, or top-1, on the same draws of the test images, (B,), and the number of images.
 
     None and 0 where a cell has no hits saved, as those of earlier versions have not.
@@ -83,7 +94,7 @@ def save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
     """Write compare.json and compare.md into the comparison's folder."""
     content = {**result.facts, "rows": [asdict(row) for row in result.rows], "cells": list(done.values())}
     writers: dict[str, Callable[[], str]] = {
-        "compare.json": lambda: json.dumps(_strict(content), indent=2, default=str, allow_nan=False) + "\n",
+        "compare.json": lambda: json.dumps(strict(content), indent=2, default=str, allow_nan=False) + "\n",
         "compare.md": lambda: result.report() + "\n",
     }
     for name, text in writers.items():
@@ -119,10 +130,10 @@ def _selection(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]]) -> li
     return entries
 
 
-def _strict(value: Any) -> Any:
-    """The same with null for NaN, the bounds of an interval over one seed: strict JSON has no NaN."""
+def strict(value: Any) -> Any:
+    """Return the same with null for NaN, the bounds of an interval over one seed: strict JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

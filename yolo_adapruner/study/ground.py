@@ -17,13 +17,36 @@ from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study.baselines import listed_kept
 
 
-def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, **more: Any) -> Path:
+def set_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """Return the task of a recipe that cells can be compared with, and what its data set says, building one if need be.
+
+    Raises:
+        ConfigError: its cells could not be compared.
+        DataError: there is no such set.
+    """
+    if config.batch < 1:
+        raise ConfigError(
+            f"Expected one batch size for all arms, but batch {config.batch:g} would find one for each: set a number."
+        )
+    from yolo_adapruner.engine import names
+    from yolo_adapruner.engine.splits import load_data
+
+    if (task := names.task_of(config)) not in ("detect", "classify"):
+        raise ConfigError(
+            f"Expected a model for detect or classify to compare with, but {config.model} is for {task}: "
+            "train --prune works for it, the comparison judges boxes and classes alone."
+        )
+    return task, load_data(config.data, task)
+
+
+def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, *, stem: str = "compare", **more: Any) -> Path:
     """Return a new numbered folder, or the named one if it holds this very comparison.
 
     Args:
         config: the recipe.
         shares: prune shares.
         seeds: runs an arm.
+        stem: name of a folder that is not named.
         more: what else tells this comparison from others.
 
     Raises:
@@ -44,7 +67,7 @@ def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, **more: An
                 f"Expected {folder} to hold this comparison, but it holds another: choose another --name."
             )
         return folder
-    stem = config.name or "compare"
+    stem = config.name or stem
     number = 1
     while (project / (stem if number == 1 else f"{stem}{number}")).exists():
         number += 1

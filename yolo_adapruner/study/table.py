@@ -160,10 +160,10 @@ def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
             row.budget,
             str(row.images),
             f"{row.updates:.0f}",
-            _mean_and_spread(row.map50_95),
-            _mean_and_spread(row.map50),
-            _difference(row.versus_full),
-            _difference(row.versus_random),
+            mean_and_spread(row.map50_95),
+            mean_and_spread(row.map50),
+            difference(row.versus_full),
+            difference(row.versus_random),
         )
         lines.append("| " + " | ".join(cells) + " |")
     n = facts["seeds"]
@@ -235,12 +235,14 @@ def _mean_sizes(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {size: statistics.fmean(f[size] for f in by_seed) for size in by_seed[0]}
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return a mean and standard deviation over seeds in points."""
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}"
 
 
-def _difference(value: Difference | None) -> str:
+def difference(value: Difference | None) -> str:
+    """Return a difference with its interval in points, a dash for none."""
     if value is None:
         return "–"
     mean, low, high = (100 * v for v in (value.mean, value.low, value.high))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -19,7 +20,6 @@ from yolo_adapruner.study.summary import run_lines, run_summary
 
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
-    from yolo_adapruner.study.conclude import Comparison
 
 
 def show_run(result: RunResult) -> None:
@@ -27,8 +27,19 @@ def show_run(result: RunResult) -> None:
     _show(run_summary(result), lambda: _pairs(run_lines(result)))
 
 
-def show_comparison(result: Comparison) -> None:
-    """Print a finished comparison."""
+class Finished(Protocol):
+    """A comparison or a study."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+
+    def report(self) -> str:
+        """Return all of it in Markdown."""
+
+
+def show_comparison(result: Finished) -> None:
+    """Print a finished comparison or study."""
     places = "\n".join(f"{name} {place}" for name, place in _places(result))
     _show(f"{result.report()}\n\n{places}", lambda: _comparison(result))
 
@@ -50,7 +61,7 @@ def _pairs(lines: Sequence[tuple[str, str]]) -> RenderableType:
     return Padding(grid, (1, 0))
 
 
-def _comparison(result: Comparison) -> RenderableType:
+def _comparison(result: Finished) -> RenderableType:
     parts: list[RenderableType] = []
     for block in result.report().split("\n\n"):
         lines = block.splitlines()
@@ -59,7 +70,7 @@ def _comparison(result: Comparison) -> RenderableType:
     return Group(*parts, _pairs(_places(result)))
 
 
-def _places(result: Comparison) -> list[tuple[str, str]]:
+def _places(result: Finished) -> list[tuple[str, str]]:
     """Where a comparison lies, and its report if there is one."""
     page = result.folder / NAME
     return [("saved in", str(result.folder)), *([("report", str(page))] if page.is_file() else [])]
