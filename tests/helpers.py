@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,53 @@ def python(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.
         encoding="utf-8",
         check=False,
     )
+
+
+JOIN = """
+import sys
+from torch import distributed as dist
+
+rank, meet = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size={ranks})
+"""
+# gloo's threads may still hold a tensor when the collective that used it is over. If they let go of it while the
+# interpreter shuts down, the process ends with SIGABRT (pytorch issue 190489), on a busy machine now and then. Leaving
+# the group joins them; the barrier comes first because a rank that leaves closes its connections to the others.
+LEAVE = """
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def run_ranks(script: str, ranks: int, meet: Path, *, timeout: float = 300) -> list[str]:
+    """Run a script in each process of a gloo group and return what each printed.
+
+    Args:
+        script: what to do as `rank`, once `dist`'s group stands; it is left after the last line.
+        ranks: number of processes.
+        meet: a file that does not exist, in which they find each other.
+        timeout: seconds for all of them.
+
+    Raises:
+        RuntimeError: with what a process wrote to stderr, as soon as it fails; the others are ended.
+    """
+    words = [sys.executable, "-c", JOIN.format(ranks=ranks) + script + LEAVE]
+    environment = child_environment(PYTHONPATH=":".join(sys.path))
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*words, str(i), str(meet)], env=environment, **pipes) for i in range(ranks)]
+    until = time.monotonic() + timeout
+    try:
+        while None in (codes := [process.poll() for process in processes]) or any(codes):
+            for rank, code in enumerate(codes):
+                if code:
+                    raise RuntimeError(f"rank {rank} ended with {code}: {processes[rank].communicate()[1]}")
+            if time.monotonic() > until:
+                raise RuntimeError(f"ranks did not end in {timeout} s: {codes}")
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+    return [process.communicate()[0] for process in processes]
 
 
 def cli_words(settings: Mapping[str, Any]) -> list[str]:

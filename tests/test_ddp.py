@@ -60,20 +60,24 @@ def test_without_a_group_nothing_is_added_shared_or_left_out():
 def test_sums_are_the_same_on_all_ranks_and_in_the_order_of_ranks(tmp_path):
     """1e16 + 1 - 1e16 is 0 or 1 by the order: three processes, each with one of the terms."""
     script = (
-        "import sys, numpy as np, torch; from torch import distributed as dist; "
-        "from yolo_adapruner.core import distributed; rank = int(sys.argv[1]); "
-        f"dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=rank, world_size=3); "
+        "import numpy as np, torch; from yolo_adapruner.core import distributed; "
         "sums, counts = np.array([[1e16, 1.0, -1e16][rank], rank]), np.array([rank], np.int32); "
         "distributed.add_up((sums, counts), torch.device('cpu')); "
         "print(sums.tolist(), counts.tolist(), distributed.of_first(0.1 + rank, torch.device('cpu')))"
     )
-    words = [sys.executable, "-c", script]
-    processes = [
-        subprocess.Popen([*words, str(rank)], env=helpers.child_environment(), stdout=subprocess.PIPE, text=True)
-        for rank in range(3)
-    ]
-    said = [process.communicate()[0].strip() for process in processes]
-    assert said == [f"[{1e16 + 1.0 - 1e16}, 3.0] [3] 0.1"] * 3
+    said = helpers.run_ranks(script, 3, tmp_path / "meet")
+    assert said == [f"[{1e16 + 1.0 - 1e16}, 3.0] [3] 0.1\n"] * 3
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_others_with_what_it_said(tmp_path):
+    """A rank that waits for one that is gone would have the test wait for its limit."""
+    with pytest.raises(RuntimeError, match=r"(?s)^rank 1 ended with 7: .*no more"):
+        helpers.run_ranks(
+            "import os, time\nif rank: print('no more', file=sys.stderr, flush=True); os._exit(7)\ntime.sleep(900)",
+            2,
+            tmp_path / "meet",
+        )
 
 
 def launch(command: list[str]) -> None:

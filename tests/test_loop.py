@@ -1,8 +1,6 @@
 """Any loop: a weight for these samples, an update with their losses, a step an epoch; what is wrong is one line."""
 
 import copy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -382,12 +380,9 @@ def test_a_metric_that_the_controller_cannot_hold_is_refused(metric):
 # Several processes
 
 TWO = """
-import sys, numpy as np, torch
-from torch import distributed as dist
+import numpy as np, torch
 from yolo_adapruner import AdaPruner
 from tests.test_loop import losses_of, N, EPOCHS
-rank, meet = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=2)
 pruner = AdaPruner(N, EPOCHS, 0.1)
 sampler, drawn = pruner.sampler(), []
 for epoch in range(EPOCHS):
@@ -403,14 +398,7 @@ np.savez(meet + f"-{rank}.npz", scores=pruner.scores, kept=pruner.kept, first=dr
 @pytest.mark.slow
 def test_two_processes_hold_the_mask_that_one_would(tmp_path):
     meet = tmp_path / "meet"
-    environment = helpers.child_environment(PYTHONPATH=":".join(sys.path))
-    processes = [
-        subprocess.Popen([sys.executable, "-c", TWO, str(rank), str(meet)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said.decode()
+    helpers.run_ranks(TWO, 2, meet)
     one, two = (np.load(f"{meet}-{rank}.npz") for rank in range(2))
     np.testing.assert_array_equal(one["scores"], two["scores"])
     assert sorted([*one["first"], *two["first"]]) == list(range(N))

@@ -79,6 +79,12 @@ class Noted(AdaPruneTrainer):
             _watch_writes.folder = os.path.abspath(self.save_dir)
             sys.addaudithook(_watch_writes)
 
+    def _do_train(self) -> None:
+        super()._do_train()
+        if dist.is_initialized():  # as helpers.LEAVE, for its reason; upstream leaves that to the interpreter's end
+            dist.barrier()
+            dist.destroy_process_group()
+
     def final_eval(self) -> None:
         super().final_eval()
         self.leave_note("end")
