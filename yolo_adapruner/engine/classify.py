@@ -18,6 +18,7 @@ from yolo_adapruner.engine import classset
 from yolo_adapruner.engine.classloss import CHANNELS, ClassTap, class_channels, fit
 from yolo_adapruner.engine.owners import Accounts
 from yolo_adapruner.engine.trainer import AdaPruneMixin
+from yolo_adapruner.engine.watch import class_readings
 from yolo_adapruner.errors import ConfigError
 
 
@@ -49,7 +50,7 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
             return self._kept_dataset
         found = classset.FolderDataset(img_path, self.args, augment=True, prefix="train", names=self.data["names"])
         self.paths = sorted(set(classset.files(found)))
-        found.numbered = bool(self.prune_config.share)
+        found.numbered = bool(self.prune_config.share) or self.watched
         return found
 
     def _look_over(self, dataset: Any) -> None:
@@ -94,6 +95,12 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         sound = torch.isfinite(self.loss.detach().sum())  # of a loss that is not, every image's gradient is lost
         return class_channels(self._tap.answer).masked_fill(~sound, torch.nan)
 
+    def _watched(self, *, error: bool) -> Tensor | None:
+        if self._tap.answer is None:
+            return None
+        sound = torch.isfinite(self.loss.detach().sum())
+        return class_readings(self._tap.answer).masked_fill(~sound, torch.nan)
+
     def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
         return {"probability": fit(readings)}
 
@@ -102,4 +109,5 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         share = self.prune_config.share
         found = export.Outcome.of(self.pruner, self.paths, nothing, self.channels, share, self.constraints)
         columns = {name: values for name, values in found.columns.items() if name != "boxes"}
-        return replace(found, columns={**columns, "class": self._classes})
+        found = replace(found, columns={**columns, "class": self._classes})
+        return found if self._onlooker is None else found.with_columns(self._onlooker.trajectory.columns())

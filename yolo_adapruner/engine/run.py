@@ -55,12 +55,13 @@ class RunResult:
     updates: int
 
 
-def train(config: RunConfig, *, save_dir: Path | None = None) -> RunResult:
+def train(config: RunConfig, *, save_dir: Path | None = None, watched: bool = False) -> RunResult:
     """Run warm-up, joint pruning and fine-tune, and write the run folder.
 
     Args:
         config: the run.
         save_dir: write exactly there instead of into a new folder of `config.project`.
+        watched: at share 0, add to the scores what each epoch said of each image; see `core.trajectory`.
 
     Raises:
         ConfigError, DataError, RunError: see their lines.
@@ -73,12 +74,16 @@ def train(config: RunConfig, *, save_dir: Path | None = None) -> RunResult:
         overrides["save_dir"] = str(save_dir)
     with _run_folder(overrides) as folder, one_line_errors(config.data):
         notes = {RUN_CONFIG: _run_config_text(config, overrides)}
-        kind = trainer_for(overrides["task"]).configured(config.prune, notes, start)
+        kind = trainer_for(overrides["task"]).configured(config.prune, notes, start, watched=watched)
         return _finish(kind(overrides={**overrides, "save_dir": str(folder)}))
 
 
-def resume(run: str | Path) -> RunResult:
+def resume(run: str | Path, *, watched: bool = False) -> RunResult:
     """Go on with an interrupted run after its last whole epoch; before the first, start it over.
+
+    Args:
+        run: its folder.
+        watched: as it was begun; a run that was and is not watched to its end has no such scores.
 
     Raises:
         RunError: the folder holds no interrupted run of this package, or the run is finished.
@@ -91,13 +96,13 @@ def resume(run: str | Path) -> RunResult:
     if not saved.is_file():
         _refuse_to_start_over(folder, saved)
         state.sweep(folder)
-        return train(config, save_dir=folder)
+        return train(config, save_dir=folder, watched=watched)
     task = state.task_of(saved)
     overrides = {"resume": str(saved), "save_dir": str(folder), "data": resolve_data(config.data, task)}
     if config.device is not None:
         overrides["device"] = config.device
     with one_line_errors(config.data):
-        trainer = trainer_for(task).configured(config.prune)(overrides=overrides)
+        trainer = trainer_for(task).configured(config.prune, watched=watched)(overrides=overrides)
         state.sweep(folder)
         return _finish(trainer)
 

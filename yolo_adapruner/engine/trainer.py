@@ -30,7 +30,7 @@ from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.data.keep import read_keep, refuse_too_many
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import evidence, heads, labelcache, labels, launch, runtime, shown, state, warmstart
+from yolo_adapruner.engine import evidence, heads, labelcache, labels, launch, runtime, shown, state, warmstart, watch
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.features import FeatureTap
@@ -58,6 +58,7 @@ class AdaPruneMixin(Resumable):
             processes are handed the class and begin with an empty folder.
         task: what it trains for, a key of `heads.TASKS`; one for the class.
         start: run folder whose logits this run begins with, or None; part of the class like the settings.
+        watched: at share 0, note what each epoch says of each image (`watch`); part of the class like the settings.
         channels: names of what is read of an image, in the order of `_readings`' columns; one for the class.
         remarks: what the manifest shall say of the training set beside `skipped`.
         pruner: mask, controller and record, from the start of training on; None at share 0.
@@ -70,14 +71,20 @@ class AdaPruneMixin(Resumable):
     notes: ClassVar[Mapping[str, str]] = {}
     task: ClassVar[str] = "detect"
     start: ClassVar[Path | None] = None
+    watched: ClassVar[bool] = False
     channels: ClassVar[tuple[str, ...]] = CHANNELS
 
     @classmethod
     def configured(
-        cls, config: PruneConfig, notes: Mapping[str, str] | None = None, start: Path | None = None
+        cls,
+        config: PruneConfig,
+        notes: Mapping[str, str] | None = None,
+        start: Path | None = None,
+        *,
+        watched: bool = False,
     ) -> type[Self]:
         """Return this trainer with other settings, as a class of the same name that Ultralytics can be handed."""
-        own = {"prune_config": config, "notes": notes or {}, "start": start}
+        own = {"prune_config": config, "notes": notes or {}, "start": start, "watched": watched}
         return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
     def __init__(
@@ -85,8 +92,10 @@ class AdaPruneMixin(Resumable):
     ) -> None:
         runtime.offer_font()
         self.pruner: Pruner | None = None
+        self._onlooker: watch.Watch | None = None
         self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
+        self._numbered: Any = None
         self._entered: tuple[Stage, Any] | None = None
         self._columns: dict[str, float] = {}
         self._started: dict[str, Any] | None = None
@@ -162,6 +171,14 @@ class AdaPruneMixin(Resumable):
         share = self.prune_config.share
         if share == 0:
             LOGGER.info("prune 0: nothing will be pruned, this is stock training")
+            if self.watched:
+                if self.saved is not None and self.saved["mask"] is None:
+                    raise RunError(
+                        f"Expected a run that was watched from its first epoch on, but {self.save_dir} was not: start "
+                        "a new run."
+                    )
+                self._tap = self._tapped(self._with_criterion())
+                self._onlooker = watch.Watch(len(self.paths), self.epochs)
             return
         left = len(self.paths) - drop_count(len(self.paths), share)
         ranks = max(self.world_size, 1)
@@ -179,9 +196,7 @@ class AdaPruneMixin(Resumable):
             )
         if left == len(self.paths):
             LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
-        model = unwrap_model(self.model)
-        if getattr(model, "criterion", None) is None:
-            model.criterion = model.init_criterion()
+        model = self._with_criterion()
         self._tap = self._tapped(model)
         judge, readings = self._judge()
         settings = Settings(**self.prune_config.model_dump())
@@ -200,6 +215,12 @@ class AdaPruneMixin(Resumable):
         )
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
+
+    def _with_criterion(self) -> Any:
+        model = unwrap_model(self.model)
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()
+        return model
 
     def _start_warm(self, pruner: Pruner) -> None:
         if self.start is None or self.resume:
@@ -222,7 +243,7 @@ class AdaPruneMixin(Resumable):
         found = labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
         if mode == "train":
             self.paths = images.unique_paths(found)
-        if mode != "train" or not self.prune_config.share:
+        if mode != "train" or not (self.prune_config.share or self.watched):
             return found
         # Half of the finest stride is where the anchors are; images that are resized need each pixel.
         finest = int(unwrap_model(self.model).stride.min())
@@ -239,11 +260,16 @@ class AdaPruneMixin(Resumable):
     def run_callbacks(self, event: str) -> None:
         """Do our part of an event, then run the registered callbacks."""
         self.note(event)
-        if self.pruner is not None:
-            if event == "on_train_epoch_start":
+        if event == "on_train_epoch_start":
+            if self.pruner is not None:
                 self._open_epoch(self.pruner)
-            elif event == "on_train_batch_end":
+            elif self._onlooker is not None:
+                self._open_watched_epoch(self._onlooker)
+        elif event == "on_train_batch_end":
+            if self.pruner is not None:
                 self._observe_batch(self.pruner)
+            elif self._onlooker is not None:
+                self._watch_batch(self._onlooker)
         if event != "on_fit_epoch_end":
             super().run_callbacks(event)
             return
@@ -301,9 +327,11 @@ class AdaPruneMixin(Resumable):
         sources = batch.pop(KEY, None)
         loaded = dict(batch)  # as yet on the CPU
         batch = super().preprocess_batch(batch)
+        if self.pruner is None and self._onlooker is None:
+            return batch
+        on = self._accounts(sources, batch)
+        self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
         if self.pruner is not None:
-            on = self._accounts(sources, batch)
-            self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
             self._spoilt = None
             if self._rehearsal is not None and self.pruner.rehearses:
                 if on.ownership is None or self._batches % MIXED_EVERY == self.epoch % MIXED_EVERY:
@@ -336,11 +364,30 @@ class AdaPruneMixin(Resumable):
             self.taken = None
         self._tap.clear()
 
+    def _open_watched_epoch(self, watched: watch.Watch) -> None:
+        if self.train_loader is not self._numbered:
+            self._number_rows(self.train_loader.dataset)
+            self._numbered = self.train_loader
+        watched.open_epoch()
+        self._drawn, self.taken = 0, None
+        self._tap.clear()
+        self._tap.watching = True
+
+    def _watch_batch(self, watched: watch.Watch) -> None:
+        if (readings := self._watched(error=self.epoch in watched.trajectory.early)) is not None:
+            watched.evidence.add(self._batch_ids, readings, self._views)
+        if self.taken is not None:
+            watched.evidence.settle(self.taken)
+            self.taken = None
+        self._tap.clear()
+
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Close the epoch where Ultralytics, on every rank, has settled that it stands and is not trained again."""
         again = super()._handle_nan_recovery(epoch)
         if self.pruner is not None and not again:
             self._close_epoch(self.pruner)
+        elif self._onlooker is not None and not again:
+            self._onlooker.close_epoch(self.device)
         return again
 
     def _close_epoch(self, pruner: Pruner) -> None:
@@ -427,6 +474,14 @@ class AdaPruneMixin(Resumable):
             readings = detection_channels(self._tap.assignment)
         return readings.masked_fill(~sound[:, None], torch.nan)
 
+    def _watched(self, *, error: bool) -> Tensor | None:
+        """Return what the batch's forward said of its owners to those who watch a stock training, (K, 3)."""
+        if self._tap.assignment is None:
+            return None
+        empty = watch.without_boxes(np.asarray(self.boxes), self._batch_ids, self.device)
+        readings = watch.box_readings(self._tap.assignment, empty, error=error)
+        return readings.masked_fill(~evidence.sound(self._tap.assignment, self.loss)[:, None], torch.nan)
+
     def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
         """Return how well the model knows the training set, by name, each in [0, 1]; an auto warm-up waits for all."""
         iou, probability = fit(readings)
@@ -434,9 +489,10 @@ class AdaPruneMixin(Resumable):
 
     def _outcome(self) -> export.Outcome:
         """Return the selection with the columns of its files."""
-        return export.Outcome.of(
+        found = export.Outcome.of(
             self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share, self.constraints
         )
+        return found if self._onlooker is None else found.with_columns(self._onlooker.trajectory.columns())
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
@@ -446,6 +502,8 @@ class AdaPruneMixin(Resumable):
 
     def mask_state(self) -> dict[str, Any] | None:
         """Return the pruner's state and the stage that this epoch's loader was made for."""
+        if self._onlooker is not None:
+            return {"trajectory": self._onlooker.trajectory.state_dict()}
         if self.pruner is None or self._entered is None:
             return None
         return {
@@ -456,7 +514,9 @@ class AdaPruneMixin(Resumable):
         }
 
     def take_up_mask(self, mask: dict[str, Any]) -> None:
-        """Give the pruner the state it had."""
+        """Give the pruner, or who watches, the state it had."""
+        if self._onlooker is not None:
+            self._onlooker.trajectory.load_state_dict(mask["trajectory"])
         if self.pruner is not None:
             required = self.constraints.required
             if required is not None and not np.array_equal(mask["required"], required):
@@ -481,11 +541,10 @@ class AdaPruneMixin(Resumable):
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
-        if self.pruner is not None:  # NaN recovery; on resume there is no pruner yet
+        if self.pruner is not None or self._onlooker is not None:  # NaN recovery; on resume there is neither yet
             self._restore(ckpt["epoch"])
 
     def _restore(self, epoch: int) -> None:
-        assert self.pruner is not None
         self.take_up_mask(state.arrays(state.mask_after(Path(self.wdir), epoch)))
 
     def final_eval(self) -> None:
