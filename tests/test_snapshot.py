@@ -297,7 +297,9 @@ def test_albumentations_draw_on_where_they_were():
     draw.set_random_seed(7)
     for _ in range(5):
         draw(image=image)
-    loaders = [SimpleNamespace(dataset=d, generator=torch.Generator(), num_workers=1) for d in (whole, resumed)]
+    loaders = [
+        SimpleNamespace(dataset=d, generator=torch.Generator(), num_workers=1, sampler=()) for d in (whole, resumed)
+    ]
     saved = snapshot.take_loader(loaders[0])
     stream = io.BytesIO()
     torch.save(state.plain(saved), stream)

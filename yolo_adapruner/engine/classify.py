@@ -50,7 +50,7 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
             return self._kept_dataset
         found = classset.FolderDataset(img_path, self.args, augment=True, prefix="train", names=self.data["names"])
         self.paths = sorted(set(classset.files(found)))
-        found.numbered = bool(self.prune_config.share) or self.watched
+        found.numbered = self._weighs
         return found
 
     def _look_over(self, dataset: Any) -> None:
@@ -67,11 +67,9 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         return Groups.of(np.arange(len(self.paths)), self._classes, [CLASS] * len(names), names)
 
     def _judge(self) -> tuple[None, int]:
-        self._rehearsal = None
         return None, len(self.channels)
 
     def _likeness(self, model: Any) -> tuple[int, None]:
-        self._features = None
         return 0, None
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
@@ -85,7 +83,7 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         if sources is None:  # fine-tune: nobody is judged
             return Accounts(np.zeros(0, np.int64), unseen, unseen, None)
         rows = classset.rows_of(sources)
-        views = ~distributed.repeated(self.train_loader.sampler, self._drawn, len(rows))
+        views = ~distributed.repeated(self.train_loader.sampler.inner, self._drawn, len(rows))
         self._drawn += len(rows)
         return Accounts(self._numbers[rows], unseen, views.astype(np.float32), None)
 
@@ -109,5 +107,4 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         share = self.prune_config.share
         found = export.Outcome.of(self.pruner, self.paths, nothing, self.channels, share, self.constraints)
         columns = {name: values for name, values in found.columns.items() if name != "boxes"}
-        found = replace(found, columns={**columns, "class": self._classes})
-        return found if self._onlooker is None else found.with_columns(self._onlooker.trajectory.columns())
+        return self._with_watched(replace(found, columns={**columns, "class": self._classes}))

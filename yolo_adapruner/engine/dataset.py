@@ -57,6 +57,40 @@ def extents(dataset: Any) -> NDArray[np.float64]:
     return np.asarray(shapes.min(1) / shapes.max(1))
 
 
+def regroup(dataset: Any, rows: NDArray[np.integer]) -> bool:
+    """Give the images that an epoch draws shapes by the batches that they then come in, and say whether any changed.
+
+    Only under rect, where a batch has the shape of its images; rows are in the order they are drawn.
+    """
+    if not getattr(dataset, "rect", False):
+        return False
+    first, before = _first_shapes(dataset), dataset.batch_shapes[dataset.batch]
+    batch, shapes = _grouped(first[rows], dataset.batch_size)
+    rest = np.setdiff1d(np.arange(len(first)), rows)
+    dataset.batch = np.empty(len(first), int)
+    dataset.batch[rows], dataset.batch[rest] = batch, len(shapes) + np.arange(len(rest))
+    dataset.batch_shapes = np.concatenate((shapes, first[rest]))
+    return not np.array_equal(dataset.batch_shapes[dataset.batch], before)
+
+
+def _first_shapes(dataset: Any) -> NDArray[np.integer]:
+    """The shapes of the rows of a rect dataset as it was built, (rows, 2)."""
+    if not hasattr(dataset, "first_shapes"):
+        dataset.first_shapes = dataset.batch_shapes[dataset.batch]
+    shapes: NDArray[np.integer] = dataset.first_shapes
+    return shapes
+
+
+def _grouped(shapes: NDArray[np.integer], batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
+    """Number of the batch of each image, and the batches' shapes, of images drawn in this order.
+
+    Upstream sorted the images by shape and threw the shapes away. A batch's shape is the largest of its images' former
+    ones, into which each is known to fit.
+    """
+    batch = np.arange(len(shapes)) // batch_size
+    return batch, np.array([shapes[batch == i].max(0) for i in range(batch[-1] + 1)])
+
+
 def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
     """Return a dataset of the images in `keep` alone, sharing labels and pixels cached in memory with `dataset`.
 
@@ -71,11 +105,8 @@ def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
     part.npy_files = [dataset.npy_files[i] for i in rows]
     part.ni = len(rows)
     if part.rect:
-        # Upstream sorted the images by shape and threw the shapes away. A batch's shape is the largest of its images'
-        # former ones, into which each is known to fit.
-        part.batch = np.arange(part.ni) // part.batch_size
-        shapes = dataset.batch_shapes[dataset.batch[rows]]
-        part.batch_shapes = np.array([shapes[part.batch == i].max(0) for i in range(part.batch[-1] + 1)])
+        part.batch, part.batch_shapes = _grouped(_first_shapes(dataset)[rows], part.batch_size)
+        part.first_shapes = part.batch_shapes[part.batch]
     for name in ("ims", "im_hw0", "im_hw"):
         # Without a cache these hold the mosaic buffer's images; an image there without its place in the buffer would
         # leave the buffer empty, and mosaic without partners.

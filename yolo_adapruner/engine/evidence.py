@@ -13,6 +13,9 @@ from torch import Tensor
 
 from yolo_adapruner.engine.losses import Assignment
 
+Collected = tuple[NDArray[np.integer], NDArray[np.float32], NDArray[np.floating]]
+"""What an `Evidence` gives in the end: ids (R,), readings (R, C) and views (R,)."""
+
 
 def sound(seen: Assignment, loss: Tensor) -> Tensor:
     """Return which owners of a batch can be judged by this forward, (K,) bool: all they led to is finite.
@@ -47,7 +50,7 @@ class Evidence:
             self._settled += self._waiting
         self._waiting = []
 
-    def collect(self) -> tuple[NDArray[np.integer], NDArray[np.float32], NDArray[np.floating]] | None:
+    def collect(self) -> Collected | None:
         """Return all that counts, ids (R,), readings (R, C) and views (R,), or None where nothing was noted.
 
         Batches whose step has not come yet, as gradient accumulation leaves some at the end of an epoch, are in it.

@@ -94,6 +94,7 @@ class Resumable(BaseTrainer):
     def _build_train_pipeline(self) -> None:
         super()._build_train_pipeline()
         self.steps.per_epoch = len(self.train_loader)
+        self._nominal = self._accumulate
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Take over the training state in full precision; as Ultralytics does where its checkpoint is all there is."""
@@ -151,6 +152,7 @@ class Resumable(BaseTrainer):
             if self.saved is not None:
                 self._go_on(self.saved)
         elif event == "on_train_epoch_start":
+            self._end_warmup()
             self.steps.open_epoch(self.epoch)
             if self.saved is not None:
                 snapshot.put_pending(self, self.saved["training"])
@@ -158,6 +160,20 @@ class Resumable(BaseTrainer):
                 self.saved = None
         elif event == "on_train_batch_start":
             self.steps.next_batch()
+        elif event == "on_train_epoch_end" and (missing := max(self.steps.missing, 0)):
+            # By the epoch, not by the step, as the learning rate's schedule goes: an epoch on fewer images takes the
+            # averages as far along their ramp as one on all of them does.
+            self.ema.updates += round(missing / self._accumulate)
+            self.steps.skip(missing)
+
+    def _end_warmup(self) -> None:
+        """Bring what Ultralytics' warm-up moves to its end, which an epoch may have been too short to come to."""
+        warmup = self._get_warmup_iterations(self.steps.per_epoch)
+        if 0 < warmup < self.epoch * self.steps.per_epoch:
+            self._accumulate = self._nominal
+            for group in self.optimizer.param_groups:  # the learning rate's schedule sets that anew each epoch
+                if "momentum" in group:
+                    group["momentum"] = self.args.momentum
 
     def _go_on(self, saved: Mapping[str, Any]) -> None:
         """Bring loader and random numbers to where they were at the end of the saved epoch."""

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ultralytics.cfg import get_cfg, get_save_dir
 
 from yolo_adapruner import config as run_config
 from yolo_adapruner.config import RunConfig
+from yolo_adapruner.core.schedule import Plan
 from yolo_adapruner.data import export
 from yolo_adapruner.data.export import MANIFEST
 from yolo_adapruner.engine import state, warmstart
@@ -55,13 +56,20 @@ class RunResult:
     updates: int
 
 
-def train(config: RunConfig, *, save_dir: Path | None = None, watched: bool = False) -> RunResult:
+def train(
+    config: RunConfig,
+    *,
+    save_dir: Path | None = None,
+    planner: Callable[[Any], Plan] | None = None,
+    watched: bool = False,
+) -> RunResult:
     """Run warm-up, joint pruning and fine-tune, and write the run folder.
 
     Args:
         config: the run.
         save_dir: write exactly there instead of into a new folder of `config.project`.
-        watched: at share 0, add to the scores what each epoch said of each image; see `core.trajectory`.
+        planner: what each epoch draws, `AdaPruneMixin.planner`; None: everything.
+        watched: add to the scores what each epoch said of each image; see `core.trajectory`.
 
     Raises:
         ConfigError, DataError, RunError: see their lines.
@@ -74,16 +82,17 @@ def train(config: RunConfig, *, save_dir: Path | None = None, watched: bool = Fa
         overrides["save_dir"] = str(save_dir)
     with _run_folder(overrides) as folder, one_line_errors(config.data):
         notes = {RUN_CONFIG: _run_config_text(config, overrides)}
-        kind = trainer_for(overrides["task"]).configured(config.prune, notes, start, watched=watched)
+        kind = trainer_for(overrides["task"]).configured(config.prune, notes, start, planner, watched=watched)
         return _finish(kind(overrides={**overrides, "save_dir": str(folder)}))
 
 
-def resume(run: str | Path, *, watched: bool = False) -> RunResult:
+def resume(run: str | Path, *, planner: Callable[[Any], Plan] | None = None, watched: bool = False) -> RunResult:
     """Go on with an interrupted run after its last whole epoch; before the first, start it over.
 
     Args:
         run: its folder.
-        watched: as it was begun; a run that was and is not watched to its end has no such scores.
+        planner: the one that it was started with, which the folder does not hold.
+        watched: as it was started.
 
     Raises:
         RunError: the folder holds no interrupted run of this package, or the run is finished.
@@ -96,13 +105,13 @@ def resume(run: str | Path, *, watched: bool = False) -> RunResult:
     if not saved.is_file():
         _refuse_to_start_over(folder, saved)
         state.sweep(folder)
-        return train(config, save_dir=folder, watched=watched)
+        return train(config, save_dir=folder, planner=planner, watched=watched)
     task = state.task_of(saved)
     overrides = {"resume": str(saved), "save_dir": str(folder), "data": resolve_data(config.data, task)}
     if config.device is not None:
         overrides["device"] = config.device
     with one_line_errors(config.data):
-        trainer = trainer_for(task).configured(config.prune, watched=watched)(overrides=overrides)
+        trainer = trainer_for(task).configured(config.prune, planner=planner, watched=watched)(overrides=overrides)
         state.sweep(folder)
         return _finish(trainer)
 

@@ -24,11 +24,11 @@ class Steps:
 
     It steps when `batch number - number of the last step >= accumulate`, and begins with -1 as the last step whenever
     it starts, resumes or redoes an epoch. A resumed run whose gradients were half collected would step too early; it
-    waits for `owed` batches more.
+    waits for `owed` batches more, and so does one whose count leaps over batches that a short epoch did not have.
 
     Attributes:
         per_epoch: batches an epoch, as Ultralytics counts.
-        last: number of the batch of the last step; -1 for none.
+        last: number of the batch of the last step, moved on by what the count leapt over since; -1 for none.
         owed: batches to add to `accumulate` until the next step.
     """
 
@@ -45,6 +45,16 @@ class Steps:
     def next_batch(self) -> None:
         """Begin a batch."""
         self._batch += 1
+
+    @property
+    def missing(self) -> int:
+        """Batches that the epoch has fewer so far than Ultralytics counts for it."""
+        return (self._epoch + 1) * self.per_epoch - 1 - self._batch
+
+    def skip(self, batches: int) -> None:
+        """Note that the epoch has ended so many batches before Ultralytics' count does, which then makes a leap."""
+        self.last += batches
+        self.owed += batches
 
     def stepped(self) -> None:
         """Note a step of the optimizer in this batch."""
@@ -124,6 +134,7 @@ def take_loader(loader: Any) -> dict[str, Any]:
     dataset = loader.dataset
     return {
         "shuffle": loader.generator.get_state(),
+        "entries": len(loader.sampler),
         "buffer": list(getattr(dataset, "buffer", ())),
         "transforms": [
             (c.seed, [(t.random_generator.bit_generator.state, t.py_random.getstate()) for t in _family(c)])
@@ -137,7 +148,7 @@ def put_loader(loader: Any, state: Mapping[str, Any]) -> None:
     dataset = loader.dataset
     loader.generator.set_state(state["shuffle"])
     if loader.num_workers == 0:
-        loader.iterator = _go_on(loader, state["shuffle"])
+        loader.iterator = _go_on(loader, state["shuffle"], state["entries"])
     for i in state["buffer"]:  # reads the image and puts it into the buffer
         dataset.load_image(i)
     for composition, (seed, draws) in zip(_compositions(dataset), state["transforms"], strict=True):
@@ -149,7 +160,7 @@ def put_loader(loader: Any, state: Mapping[str, Any]) -> None:
             transform.py_random.setstate(python)
 
 
-def _go_on(loader: Any, shuffle: torch.Tensor) -> Iterator[Any]:
+def _go_on(loader: Any, shuffle: torch.Tensor, entries: int) -> Iterator[Any]:
     """Batches as the iterator of an interrupted run would have gone on to give them.
 
     A loader that is reset before its first batch makes an iterator of its own instead, as the uninterrupted one would.
@@ -158,9 +169,9 @@ def _go_on(loader: Any, shuffle: torch.Tensor) -> Iterator[Any]:
     loader.generator.set_state(shuffle)  # making an iterator draws
     # A sampler at its end draws another, empty shuffle. It comes to its end with the last batch if that is not full,
     # and otherwise when the next epoch asks for more.
-    full = loader.drop_last or len(loader.dataset) % loader.batch_size == 0
-    if isinstance(loader.sampler, RandomSampler) and full:
-        torch.randperm(len(loader.dataset), generator=loader.generator)
+    full = loader.drop_last or entries % loader.batch_size == 0
+    if isinstance(getattr(loader.sampler, "inner", loader.sampler), RandomSampler) and full:
+        torch.randperm(entries, generator=loader.generator)
     yield from batches
 
 

@@ -6,7 +6,7 @@ What an image deserves is decided in `core`; this class only carries batches the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +24,7 @@ from yolo_adapruner.core.appearance import dimensions
 from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
+from yolo_adapruner.core.schedule import Draw, Plan, Visits
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.core.suspicion import Judge
 from yolo_adapruner.data import export
@@ -33,6 +34,7 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import evidence, heads, labelcache, labels, launch, runtime, shown, state, warmstart, watch
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
+from yolo_adapruner.engine.epochs import RowLoader
 from yolo_adapruner.engine.features import FeatureTap
 from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.losses import LossTap
@@ -58,11 +60,16 @@ class AdaPruneMixin(Resumable):
             processes are handed the class and begin with an empty folder.
         task: what it trains for, a key of `heads.TASKS`; one for the class.
         start: run folder whose logits this run begins with, or None; part of the class like the settings.
-        watched: at share 0, note what each epoch says of each image (`watch`); part of the class like the settings.
+        watched: note what each epoch says of each image (`watch`) for the scores; part of the class like the settings.
         channels: names of what is read of an image, in the order of `_readings`' columns; one for the class.
+        planner: makes, of the trainer that is set up, a plan of what each epoch draws; None: everything. Part of the
+            class like the settings.
         remarks: what the manifest shall say of the training set beside `skipped`.
         pruner: mask, controller and record, from the start of training on; None at share 0.
-        paths: each training image once, absolute; the pruner's sample i is `paths[i]`.
+        paths: each training image once, absolute; the pruner's sample i is `paths[i]`, and so is the plan's.
+        plan: what `planner` made, from the start of training on. Where it has `state_dict` and `load_state_dict`, a
+            resumed run goes on from those.
+        visits: what the plan is told of each image; None without a plan.
 
     What an interrupted run goes on from is `Resumable`'s.
     """
@@ -71,8 +78,9 @@ class AdaPruneMixin(Resumable):
     notes: ClassVar[Mapping[str, str]] = {}
     task: ClassVar[str] = "detect"
     start: ClassVar[Path | None] = None
-    watched: ClassVar[bool] = False
     channels: ClassVar[tuple[str, ...]] = CHANNELS
+    planner: ClassVar[Callable[[Any], Plan] | None] = None
+    watched: ClassVar[bool] = False
 
     @classmethod
     def configured(
@@ -80,11 +88,14 @@ class AdaPruneMixin(Resumable):
         config: PruneConfig,
         notes: Mapping[str, str] | None = None,
         start: Path | None = None,
+        planner: Callable[[Any], Plan] | None = None,
         *,
         watched: bool = False,
     ) -> type[Self]:
         """Return this trainer with other settings, as a class of the same name that Ultralytics can be handed."""
         own = {"prune_config": config, "notes": notes or {}, "start": start, "watched": watched}
+        if planner is not None:
+            own["planner"] = staticmethod(planner)  # a function is no method of ours
         return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
     def __init__(
@@ -92,11 +103,13 @@ class AdaPruneMixin(Resumable):
     ) -> None:
         runtime.offer_font()
         self.pruner: Pruner | None = None
+        self.plan: Plan | None = None
+        self.visits: Visits | None = None
+        self._tap: Any = None
         self._onlooker: watch.Watch | None = None
         self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
-        self._numbered: Any = None
-        self._entered: tuple[Stage, Any] | None = None
+        self._entered: tuple[Stage | None, Any] | None = None
         self._columns: dict[str, float] = {}
         self._started: dict[str, Any] | None = None
         super().__init__(cfg, overrides, _callbacks)
@@ -167,28 +180,48 @@ class AdaPruneMixin(Resumable):
         refuse_too_many(required, config.share)
         return required
 
+    @property
+    def _weighs(self) -> bool:
+        """Whether images are told apart at all; otherwise this is stock training."""
+        return bool(self.prune_config.share) or self.planner is not None or self.watched
+
     def _set_up_mask(self) -> None:
         share = self.prune_config.share
-        if share == 0:
+        if not self._weighs:
             LOGGER.info("prune 0: nothing will be pruned, this is stock training")
-            if self.watched:
-                if self.saved is not None and self.saved["mask"] is None:
-                    raise RunError(
-                        f"Expected a run that was watched from its first epoch on, but {self.save_dir} was not: start "
-                        "a new run."
-                    )
-                self._tap = self._tapped(self._with_criterion())
-                self._onlooker = watch.Watch(len(self.paths), self.epochs)
             return
+        if share:
+            self._refuse_too_few(share)
+        model = unwrap_model(self.model)
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()
+        self._tap = self._tapped(model)
+        self._rehearsal: Rehearsal | None = None
+        self._features: FeatureTap | None = None
+        if share:
+            self._set_up_pruner(model)
+        if self.planner is not None:
+            self.visits = Visits(len(self.paths), len(self.channels))
+            self.plan = type(self).planner(self)  # type: ignore[misc]  # not None, see above
+        if self.watched:
+            if self.saved is not None and not (self.saved["mask"] or {}).get("trajectory"):
+                raise RunError(
+                    f"Expected a run that was watched from its first epoch on, but {self.save_dir} was not: start a "
+                    "new run."
+                )
+            self._onlooker = watch.Watch(len(self.paths), self.epochs)
+        if self.resume and self.saved is None:
+            self._restore(self.start_epoch - 1)
+
+    def _refuse_too_few(self, share: float) -> None:
+        """Refuse a share that leaves no batch to train on."""
         left = len(self.paths) - drop_count(len(self.paths), share)
-        ranks = max(self.world_size, 1)
         if left < self.batch_size:
             raise ConfigError(
                 f"Expected at least one batch of images to be left, but prune {share:g} of {len(self.paths)} images "
                 f"leaves {left} with batch {self.batch_size}: prune less or take a smaller batch."
             )
-        last = -(-left // ranks) % (self.batch_size // ranks)
-        if last == 1 and not self.args.compile and self.args.imgsz < 2 * self.stride:  # upstream looks at all images
+        if self._one_stands_alone(left):
             raise ConfigError(
                 f"Expected batches of two images or more at imgsz {self.args.imgsz}, for batch normalisation, but the "
                 f"last of the {left} images that prune {share:g} leaves stands alone with batch {self.batch_size}: "
@@ -196,8 +229,17 @@ class AdaPruneMixin(Resumable):
             )
         if left == len(self.paths):
             LOGGER.warning(f"prune {share:g} of {len(self.paths)} images rounds to none: nothing will be pruned")
-        model = self._with_criterion()
-        self._tap = self._tapped(model)
+
+    def _one_stands_alone(self, images: int) -> bool:
+        """Whether the last batch of so many has one image only, of which batch normalisation then has one value.
+
+        Upstream looks at the whole set alone.
+        """
+        ranks = max(self.world_size, 1)
+        last = -(-images // ranks) % (self.batch_size // ranks)
+        return last == 1 and not self.args.compile and self.args.imgsz < 2 * self.stride
+
+    def _set_up_pruner(self, model: Any) -> None:
         judge, readings = self._judge()
         settings = Settings(**self.prune_config.model_dump())
         features, layout = self._likeness(model)
@@ -213,14 +255,6 @@ class AdaPruneMixin(Resumable):
             features=features,
             layout=layout,
         )
-        if self.resume and self.saved is None:
-            self._restore(self.start_epoch - 1)
-
-    def _with_criterion(self) -> Any:
-        model = unwrap_model(self.model)
-        if getattr(model, "criterion", None) is None:
-            model.criterion = model.init_criterion()
-        return model
 
     def _start_warm(self, pruner: Pruner) -> None:
         if self.start is None or self.resume:
@@ -243,11 +277,16 @@ class AdaPruneMixin(Resumable):
         found = labelcache.build(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
         if mode == "train":
             self.paths = images.unique_paths(found)
-        if mode != "train" or not (self.prune_config.share or self.watched):
+        if mode != "train" or not self._weighs:
             return found
         # Half of the finest stride is where the anchors are; images that are resized need each pixel.
         finest = int(unwrap_model(self.model).stride.min())
         return AttributedDataset.adopt(found, 1 if self.args.multi_scale else max(finest // 2, 1))
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Return Ultralytics' loader; for training one whose epochs may be shorter than the set, unless none is."""
+        loader = super().get_dataloader(dataset_path, batch_size=batch_size, rank=rank, mode=mode)
+        return RowLoader.of(loader) if mode == "train" and self._weighs else loader
 
     def auto_batch(self) -> int:
         """Find a batch size as Ultralytics does, of no more images than the fine-tune stage is left with."""
@@ -260,16 +299,11 @@ class AdaPruneMixin(Resumable):
     def run_callbacks(self, event: str) -> None:
         """Do our part of an event, then run the registered callbacks."""
         self.note(event)
-        if event == "on_train_epoch_start":
-            if self.pruner is not None:
+        if self._tap is not None:
+            if event == "on_train_epoch_start":
                 self._open_epoch(self.pruner)
-            elif self._onlooker is not None:
-                self._open_watched_epoch(self._onlooker)
-        elif event == "on_train_batch_end":
-            if self.pruner is not None:
+            elif event == "on_train_batch_end":
                 self._observe_batch(self.pruner)
-            elif self._onlooker is not None:
-                self._watch_batch(self._onlooker)
         if event != "on_fit_epoch_end":
             super().run_callbacks(event)
             return
@@ -277,30 +311,64 @@ class AdaPruneMixin(Resumable):
             super().run_callbacks(event)
         self._columns = {}  # the last evaluation fires the same event, and is no epoch of the controller's
 
-    def _open_epoch(self, pruner: Pruner) -> None:
+    def _open_epoch(self, pruner: Pruner | None) -> None:
+        stage = None if pruner is None else pruner.stage
         # Another loader in the same stage: upstream builds a new one when memory ran out.
-        if (pruner.stage, self.train_loader) != self._entered:
-            self._enter(pruner, pruner.stage)
-        pruner.open_epoch()
-        weights = pruner.weights()
-        self._weights = None if weights is None else torch.from_numpy(weights)
+        if (stage, self.train_loader) != self._entered:
+            self._enter(stage)
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
-        self._looks = evidence.Evidence()
+        self._looks, self._shares = evidence.Evidence(), evidence.Evidence()
         self._batches = 0
         self._tap.clear()  # what a batch that failed has left there
-        self._tap.watching = pruner.stage is not Stage.FINETUNE
+        self._tap.watching = stage is not Stage.FINETUNE
         if self._features is not None:
             self._features.watching = self._tap.watching
-        if pruner.stage is not Stage.FINETUNE:
-            self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
+        if self._onlooker is not None:
+            self._onlooker.open_epoch()
+        weights = None
+        if pruner is not None:
+            pruner.open_epoch()
+            weights = pruner.weights()
+            if stage is not Stage.FINETUNE:
+                self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
+        self._open_draw(weights)
 
-    def _enter(self, pruner: Pruner, stage: Stage) -> None:
-        """Make the loader fit the stage: only kept images in the fine-tune stage."""
+    def _open_draw(self, weights: NDArray[np.float32] | None) -> None:
+        """Ask the plan what the epoch draws, tell the loader, and put the draw's weights onto the mask's, (N,)."""
+        self._draw: Draw | None = None
+        if self.visits is not None and self.plan is not None:
+            self.visits.open_epoch()
+            self._draw = self.plan(self.epoch, self.visits)
+        drawn = np.ones(len(self.paths), bool)
+        if self._draw is not None:
+            drawn[:] = False
+            drawn[self._draw.ids] = True
+            if (self._draw.weights != 1).any():
+                weights = np.ones(len(self.paths), np.float32) if weights is None else weights
+                weights[self._draw.ids] *= self._draw.weights
+        self._draw_rows(drawn[self._numbers])
+        self._weights = None if weights is None else torch.from_numpy(weights)
+
+    def _draw_rows(self, drawn: NDArray[np.bool_]) -> None:
+        """Have the loader draw these rows of its dataset, and further ones where no batch could be made of them."""
+        loader, batch = self.train_loader, self.batch_size // max(self.world_size, 1)
+        count = int(drawn.sum())
+        missing = batch - count if loader.drop_last else int(self._one_stands_alone(count))
+        rows = np.sort(np.concatenate((np.flatnonzero(drawn), np.flatnonzero(~drawn)[: max(missing, 0)])))
+        if images.regroup(loader.dataset, rows):
+            self._number_rows(loader.dataset)
+            loader.reset()
+        loader.sampler.draw(rows)
+        if len(rows) < len(drawn):
+            LOGGER.info(f"epoch {self.epoch + 1} draws {len(rows)} of {len(drawn)} images")
+
+    def _enter(self, stage: Stage | None) -> None:
+        """Make the loader fit the stage, None where there is no mask: only kept images in the fine-tune stage."""
         if stage is Stage.FINETUNE and self._features is not None:
             self._features.close()
-        if stage is Stage.FINETUNE and pruner.kept is not None:
-            self._say_if_eased(pruner.kept)
-            keep = {path for path, kept in zip(self.paths, pruner.kept, strict=True) if kept}
+        if stage is Stage.FINETUNE and self.pruner is not None and self.pruner.kept is not None:
+            self._say_if_eased(self.pruner.kept)
+            keep = {path for path, kept in zip(self.paths, self.pruner.kept, strict=True) if kept}
             self._kept_dataset = self._subset(self.train_loader.dataset, keep)
             self.train_loader.close()
             self.train_loader = self.get_dataloader(
@@ -311,6 +379,8 @@ class AdaPruneMixin(Resumable):
             )
         self._number_rows(self.train_loader.dataset)
         self._entered = stage, self.train_loader
+        if stage is None:
+            return
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
 
@@ -327,19 +397,32 @@ class AdaPruneMixin(Resumable):
         sources = batch.pop(KEY, None)
         loaded = dict(batch)  # as yet on the CPU
         batch = super().preprocess_batch(batch)
-        if self.pruner is None and self._onlooker is None:
-            return batch
-        on = self._accounts(sources, batch)
-        self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
-        if self.pruner is not None:
+        if self._tap is not None:
+            on = self._accounts(sources, batch)
+            self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
             self._spoilt = None
-            if self._rehearsal is not None and self.pruner.rehearses:
+            if self._rehearsal is not None and self._rehearses:
                 if on.ownership is None or self._batches % MIXED_EVERY == self.epoch % MIXED_EVERY:
                     self._spoilt = self._rehearsal.spoil(loaded, tuple(batch["img"].shape[2:]), on, sources)
                 self._batches += 1
-            weights = None if self._weights is None else self._weights[self._batch_ids]
-            self._tap.weights = None if weights is None else weights.to(self.device, non_blocking=True)
+            self._set_weights()
         return batch
+
+    @property
+    def _rehearses(self) -> bool:
+        return self.pruner is not None and self.pruner.rehearses
+
+    def _set_weights(self) -> None:
+        """Hand the tap its owners' weights; where a plan wants losses, as a leaf whose gradient is what they are."""
+        weights = None if self._weights is None else self._weights[self._batch_ids]
+        if weights is None and self.plan is not None:
+            weights = torch.ones(len(self._batch_ids))
+        if weights is not None:
+            weights = weights.to(self.device, non_blocking=True)
+            if self.plan is not None:
+                self._loss_unit = self.scaler.get_scale() * max(self.world_size, 1)
+                weights.requires_grad_()
+        self._tap.weights = weights
 
     def _accounts(self, sources: Any, batch: dict[str, Any]) -> Accounts:
         """Sample numbers of the batch's owners, the whole views each was seen in, and who owns what in it."""
@@ -347,51 +430,61 @@ class AdaPruneMixin(Resumable):
             numbers, unseen = [self._ids[images.identity(f)] for f in batch["im_file"]], np.zeros(0, np.float32)
             return Accounts(np.array(numbers), unseen, unseen, None)
         entries = len(batch["im_file"])
-        once = ~distributed.repeated(self.train_loader.sampler, self._drawn, entries)
+        once = ~distributed.repeated(self.train_loader.sampler.inner, self._drawn, entries)
         self._drawn += entries
         return accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
 
-    def _observe_batch(self, pruner: Pruner) -> None:
-        if (readings := self._readings()) is not None:
+    def _observe_batch(self, pruner: Pruner | None) -> None:
+        judged = pruner is not None or self.plan is not None
+        if judged and (readings := self._readings()) is not None:
             self._evidence.add(self._batch_ids, readings, self._views)
             looks = None if self._features is None else self._features.take(self._tap.owners)
             if looks is not None:
                 unsound = readings.isnan().all(1, keepdim=True)
                 self._looks.add(self._batch_ids, looks.masked_fill(unsound, torch.nan), self._views)
+            if (shares := None if self._tap.weights is None else self._tap.weights.grad) is not None:
+                # The loss is linear in the weights, so what backward left there is each owner's share of it.
+                views = torch.from_numpy(self._views).to(shares).clamp_min(1e-6)
+                self._shares.add(self._batch_ids, (shares / self._loss_unit / views)[:, None], self._views)
+        onlooker = self._onlooker
+        if onlooker is not None:
+            readings = self._watched(error=self.epoch in onlooker.trajectory.early)
+            if readings is not None:
+                onlooker.evidence.add(self._batch_ids, readings, self._views)
         if self.taken is not None:  # upstream steps before it says that the batch has ended
-            self._evidence.settle(self.taken)
-            self._looks.settle(self.taken)
-            self.taken = None
-        self._tap.clear()
-
-    def _open_watched_epoch(self, watched: watch.Watch) -> None:
-        if self.train_loader is not self._numbered:
-            self._number_rows(self.train_loader.dataset)
-            self._numbered = self.train_loader
-        watched.open_epoch()
-        self._drawn, self.taken = 0, None
-        self._tap.clear()
-        self._tap.watching = True
-
-    def _watch_batch(self, watched: watch.Watch) -> None:
-        if (readings := self._watched(error=self.epoch in watched.trajectory.early)) is not None:
-            watched.evidence.add(self._batch_ids, readings, self._views)
-        if self.taken is not None:
-            watched.evidence.settle(self.taken)
+            watched = () if onlooker is None else (onlooker.evidence,)
+            for each in (self._evidence, self._looks, self._shares, *watched):
+                each.settle(self.taken)
             self.taken = None
         self._tap.clear()
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Close the epoch where Ultralytics, on every rank, has settled that it stands and is not trained again."""
         again = super()._handle_nan_recovery(epoch)
-        if self.pruner is not None and not again:
+        if not again and self._tap is not None:
             self._close_epoch(self.pruner)
-        elif self._onlooker is not None and not again:
-            self._onlooker.close_epoch(self.device)
         return again
 
-    def _close_epoch(self, pruner: Pruner) -> None:
-        if (seen := self._evidence.collect()) is not None:
+    def _close_epoch(self, pruner: Pruner | None) -> None:
+        seen = self._evidence.collect()
+        if self.visits is not None:
+            self._close_draw(self.visits, seen)
+        if pruner is not None:
+            self._close_mask(pruner, seen)
+        if self._onlooker is not None:
+            self._onlooker.close_epoch(self.device)
+
+    def _close_draw(self, visits: Visits, seen: evidence.Collected | None) -> None:
+        if seen is not None:
+            ids, values, views = seen
+            visits.add(ids, values[:, : len(self.channels)], views)
+        if (shares := self._shares.collect()) is not None:
+            visits.add_losses(*shares)
+        distributed.add_up(visits.totals, self.device)
+        visits.close_epoch(self.epoch, self._draw)
+
+    def _close_mask(self, pruner: Pruner, seen: evidence.Collected | None) -> None:
+        if seen is not None:
             ids, values, views = seen
             true, rehearsed = np.split(values, [pruner.readings], 1) if pruner.rehearses else (values, None)
             pruner.observe(ids, true, views, rehearsed=rehearsed)
@@ -409,7 +502,7 @@ class AdaPruneMixin(Resumable):
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's line of results.csv with the controller's columns."""
-        super().save_metrics(metrics if self.pruner is None else {**metrics, **self._columns})
+        super().save_metrics({**metrics, **self._columns})
 
     # ---- what another task does in its own way: here for boxes ---------------------------------------------------
 
@@ -434,7 +527,6 @@ class AdaPruneMixin(Resumable):
 
     def _judge(self) -> tuple[Judge | None, int]:
         """Return what learns from faults rehearsed in memory, None if nothing does, and the number of readings."""
-        self._rehearsal: Rehearsal | None = None
         if not (self.prune_config.judge and self._tap.can_ask_again):
             return None, len(self.channels)
         self._rehearsal = Rehearsal.of(self.train_loader.dataset, self._ids, self.data["nc"], self.args.seed)
@@ -465,17 +557,17 @@ class AdaPruneMixin(Resumable):
 
         (K, C), and where this epoch rehearses faults (K, 2R): as they are, and under their faults.
         """
-        if self._tap.assignment is None or self.pruner is None:
+        if self._tap.assignment is None:
             return None
         sound = evidence.sound(self._tap.assignment, self.loss)
-        if self._rehearsal is not None and self.pruner.rehearses:
+        if self._rehearsal is not None and self._rehearses:
             readings = self._rehearsal.readings(self._tap, self._spoilt)
         else:
             readings = detection_channels(self._tap.assignment)
         return readings.masked_fill(~sound[:, None], torch.nan)
 
     def _watched(self, *, error: bool) -> Tensor | None:
-        """Return what the batch's forward said of its owners to those who watch a stock training, (K, 3)."""
+        """Return what the batch's forward said of its owners to an onlooker, (K, 3); the error only where asked."""
         if self._tap.assignment is None:
             return None
         empty = watch.without_boxes(np.asarray(self.boxes), self._batch_ids, self.device)
@@ -489,9 +581,11 @@ class AdaPruneMixin(Resumable):
 
     def _outcome(self) -> export.Outcome:
         """Return the selection with the columns of its files."""
-        found = export.Outcome.of(
-            self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share, self.constraints
-        )
+        share = self.prune_config.share
+        found = export.Outcome.of(self.pruner, self.paths, self.boxes, self.channels, share, self.constraints)
+        return self._with_watched(found)
+
+    def _with_watched(self, found: export.Outcome) -> export.Outcome:
         return found if self._onlooker is None else found.with_columns(self._onlooker.trajectory.columns())
 
     # ---- what is left behind ------------------------------------------------------------------------------------
@@ -502,21 +596,21 @@ class AdaPruneMixin(Resumable):
 
     def mask_state(self) -> dict[str, Any] | None:
         """Return the pruner's state and the stage that this epoch's loader was made for."""
-        if self._onlooker is not None:
-            return {"trajectory": self._onlooker.trajectory.state_dict()}
-        if self.pruner is None or self._entered is None:
+        if self._entered is None:
             return None
+        stage, keeps = self._entered[0], (self.plan if hasattr(self.plan, "state_dict") else None)
         return {
-            "pruner": self.pruner.state_dict(),
-            "entered": int(self._entered[0]),
+            "pruner": None if self.pruner is None else self.pruner.state_dict(),
+            "entered": None if stage is None else int(stage),
             "start": self._started,
             "required": self.constraints.required,
+            "visits": None if self.visits is None else self.visits.state_dict(),
+            "plan": None if keeps is None else keeps.state_dict(),
+            "trajectory": None if self._onlooker is None else self._onlooker.trajectory.state_dict(),
         }
 
     def take_up_mask(self, mask: dict[str, Any]) -> None:
-        """Give the pruner, or who watches, the state it had."""
-        if self._onlooker is not None:
-            self._onlooker.trajectory.load_state_dict(mask["trajectory"])
+        """Give the pruner, the plan and the onlooker the state they had."""
         if self.pruner is not None:
             required = self.constraints.required
             if required is not None and not np.array_equal(mask["required"], required):
@@ -526,11 +620,17 @@ class AdaPruneMixin(Resumable):
                 )
             self.pruner.load_state_dict(mask["pruner"])
             self._started = mask.get("start")
+        if self._onlooker is not None:
+            self._onlooker.trajectory.load_state_dict(mask["trajectory"])
+        if self.visits is not None:
+            self.visits.load_state_dict(mask["visits"])
+            if mask["plan"] is not None:
+                self.plan.load_state_dict(mask["plan"])  # type: ignore[union-attr]  # it gave that state
 
     def enter_again(self, mask: Mapping[str, Any]) -> None:
         """Make the loader of the stage that the saved epoch ran in; `_open_epoch` then finds whether another begins."""
-        if self.pruner is not None:
-            self._enter(self.pruner, Stage(mask["entered"]))
+        if self._tap is not None:
+            self._enter(None if mask["entered"] is None else Stage(mask["entered"]))
 
     def save_checkpoints(self) -> bool:
         """Write Ultralytics' checkpoints, then the kept and dropped lists once they are decided."""
@@ -541,7 +641,7 @@ class AdaPruneMixin(Resumable):
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
-        if self.pruner is not None or self._onlooker is not None:  # NaN recovery; on resume there is neither yet
+        if self._tap is not None:  # NaN recovery; on resume there is neither yet
             self._restore(ckpt["epoch"])
 
     def _restore(self, epoch: int) -> None:

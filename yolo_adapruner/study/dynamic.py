@@ -12,13 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Draw:
-    """One epoch's images: `ids` (k,) ascending, each once, and the `weights` (k,) of their losses."""
-
-    ids: NDArray[np.int64]
-    weights: NDArray[np.float64]
+from yolo_adapruner.core.schedule import Draw
 
 
 def infobatch(

@@ -94,12 +94,13 @@ class Watcher(AdaPruneTrainer):
         self.readings: list[NDArray[np.float64]] = []
         self.rows = np.array([path in self.chosen for path in self.paths])
 
-    def _open_epoch(self, pruner: Pruner) -> None:
+    def _open_epoch(self, pruner: Pruner | None) -> None:
         super()._open_epoch(pruner)
         if self._weights is not None and self.arm.held is not None:
             self._weights[self.rows] = self.arm.held
 
-    def _close_epoch(self, pruner: Pruner) -> None:
+    def _close_epoch(self, pruner: Pruner | None) -> None:
+        assert pruner is not None
         joint, record = pruner.stage is Stage.JOINT, pruner.record
         super()._close_epoch(pruner)
         if joint:
