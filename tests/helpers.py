@@ -230,7 +230,8 @@ def train_here(
         folder: the run folder to write; the architecture is put beside it.
         share: prune share.
         method: more settings of the method.
-        settings: Ultralytics' settings over `QUICK`; `trainer`, a subclass to train with; `callbacks`, by event.
+        settings: Ultralytics' settings over `QUICK`; `trainer`, a subclass to train with; `watched`; `callbacks`, by
+            event.
     """
     trainer = new_trainer(data, folder, share=share, method=method, **settings)
     trainer.train()
@@ -243,7 +244,8 @@ def new_trainer(
     """Return the trainer that `train_here` trains with."""
     from yolo_adapruner import AdaPruneTrainer, PruneConfig
 
-    kind = settings.pop("trainer", AdaPruneTrainer).configured(PruneConfig(share=share, **(method or {})))
+    config = PruneConfig(share=share, **(method or {}))
+    kind = settings.pop("trainer", AdaPruneTrainer).configured(config, watched=settings.pop("watched", False))
     callbacks = settings.pop("callbacks", {})
     folder.parent.mkdir(parents=True, exist_ok=True)
     model = settings.pop("model", None) or write_architecture(folder.parent / "small.yaml")

@@ -14,7 +14,7 @@ from yolo_adapruner.core.selection import drop_count, select_kept
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study import arms, cells
-from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, Material, choose
+from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, WATCHING, Material, choose, groups
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.ground import listed_images
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
@@ -26,7 +26,9 @@ PATHS = [f"/set/train/{i:02}.jpg" for i in range(N)]
 def outcome(**changes: np.ndarray) -> export.Outcome:
     """A run at share 0.25 in which image i is harder than image i - 1 in every reading, and its logit lower."""
     rise = np.linspace(0.1, 0.9, N)
-    columns = {"logit": -rise, "localisation": rise, "presence": rise, "missing": rise, **changes}
+    columns = {"logit": -rise, "localisation": rise, "presence": rise, "missing": rise}
+    columns |= {"similarity": rise, "twin": np.full(N, -1)}
+    columns |= {"forgotten": rise, "margin": -rise, "early_error": rise, **changes}
     return export.Outcome(PATHS, select_kept(-rise, 0.25), columns)
 
 
@@ -46,6 +48,9 @@ def test_arms_are_named_after_what_they_keep():
     assert (choose("lowest-loss", material()) == easy).all()
     assert (choose("highest-loss", material()) == hard).all()
     assert (choose("most-error", material()) == hard).all()
+    assert (choose("el2n", material()) == hard).all()
+    assert (choose("forgetting", material()) == hard).all()
+    assert (choose("area-under-margin", material()) == easy).all()
 
 
 def test_the_pruned_arm_keeps_what_the_run_kept_and_cuts_other_shares_from_its_ranking():
@@ -74,6 +79,34 @@ def test_an_image_without_a_reading_ranks_in_the_middle():
     assert math.isnan(arms.loss(nothing.columns)[39])
     assert choose("highest-loss", material(0.25, nothing))[39]
     assert choose("lowest-loss", material(0.25, nothing))[39]
+
+
+def test_copies_go_first_and_one_of_each_group_stays():
+    twin = np.full(N, -1)
+    twin[[1, 2]], twin[[11, 12]] = 0, [10, 11]  # two copies of 0, and a chain 12 -> 11 -> 10
+    kept = choose("duplicates-only", material(0.1, outcome(twin=twin)))
+    assert [kept[:3].sum(), kept[10:13].sum()] == [1, 1]
+    assert kept.sum() == N - 4
+    assert groups(twin)[[0, 2, 12, 5]].tolist() == [0, 0, 10, 5]
+
+
+def test_a_run_that_compared_no_images_is_refused():
+    with pytest.raises(RunError, match="compared its images with each other, but it did not"):
+        choose("duplicates-only", material(run=outcome(similarity=np.full(N, math.nan))))
+
+
+def test_what_was_never_right_counts_as_the_most_forgotten():
+    never = np.where(np.arange(N) < 2, math.inf, np.linspace(0, 9, N))
+    kept = choose("forgetting", material(0.5, outcome(forgotten=never)))
+    assert kept[:2].all()
+    assert kept[22:].all()
+
+
+@pytest.mark.parametrize("arm", WATCHING)
+def test_a_training_that_nobody_watched_is_refused(arm):
+    blind = export.Outcome(PATHS, np.ones(N, bool), {"logit": np.zeros(N)})
+    with pytest.raises(RunError, match=r"watched, but it left no .*: delete the folder of its cell, full-s3"):
+        choose(arm, material(run=blind))
 
 
 def test_a_run_without_readings_is_refused():
@@ -152,6 +185,49 @@ def test_one_ranking_serves_all_shares(tmp_path, base):
     file, _ = runner.list_arm(Cell(PRUNED, 0.5, UPDATES, 1))
     images = Path(yaml.safe_load(file.read_text(encoding="utf-8"))["train"]).read_text().splitlines()
     assert images == PATHS[:20]
+
+
+# The watched training
+
+
+def put_run(home: Path, found: export.Outcome, share: float) -> None:
+    home.mkdir(parents=True)
+    manifest = {"seed": 1, "prune": {"share": share}}
+    export.write(home, found, source=Path("/set/d.yaml"), data=DATA, manifest=manifest)
+
+
+def images_of(runner: CellRunner, cell: Cell) -> list[str]:
+    file, _ = runner.list_arm(cell)
+    return Path(yaml.safe_load(file.read_text(encoding="utf-8"))["train"]).read_text().splitlines()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["of the cell itself", "made again"])
+def test_what_watches_is_cut_from_the_training_on_everything_alone(tmp_path, base, again):
+    runner = CellRunner(tmp_path, config_of(tmp_path), base, watched=True)
+    home = runner.home(Cell(FULL, 0.0, EPOCHS, 1))
+    put_run(home / "watched" if again else home, outcome(), 0.0)
+    assert images_of(runner, Cell("forgetting", 0.25, EPOCHS, 1)) == PATHS[10:]
+    assert images_of(runner, Cell("area-under-margin", 0.5, UPDATES, 1)) == PATHS[:20]
+    with pytest.raises(RunError, match=r"one-run-0\.25-s1, but it has no"):
+        images_of(runner, Cell("highest-loss", 0.25, EPOCHS, 1))
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["finished before", "watched"])
+def test_a_finished_training_on_everything_is_watched_once_more_and_not_judged_again(tmp_path, base, monkeypatch, told):
+    trained = []
+
+    def train(config, home, *, watched=False):
+        trained.append((home.name, config.prune.share, config.seed, config.data, watched))
+
+    monkeypatch.setattr(cells, "train", train)
+    for runner in (CellRunner(tmp_path, config_of(tmp_path), base, watched=w) for w in (False, True)):
+        cell = Cell(FULL, 0.0, EPOCHS, 1)
+        if not runner.watched:
+            blind = export.Outcome(PATHS, np.ones(N, bool), {"logit": np.zeros(N)})
+            put_run(runner.home(cell), outcome() if told else blind, 0.0)
+            (runner.home(cell) / "cell.json").write_text(json.dumps(figures(cell, 0.5)))
+        assert runner(cell) == figures(cell, 0.5)
+        assert trained == ([("watched", 0.0, 1, str(base), True)] if runner.watched and not told else [])
 
 
 # What is finished and what is not

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from tests import classes
+from yolo_adapruner.core.selection import select_kept
+from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study import folders, unpack
 from yolo_adapruner.study.compare import compare
+from yolo_adapruner.study.table import EPOCHS, UPDATES
 from yolo_adapruner.study.topk import Ranks
 
 pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
@@ -85,12 +88,13 @@ def compared(tmp_path_factory):
             seeds=1,
             arms=("pruned", "class-random", "highest-loss", "most-error"),
             kept=home / "kept.txt",
-            project=str(home / "runs"),
-            nbs=8,
-            plots=False,
-            verbose=False,
+            **terms(home),
         )
     return home, result
+
+
+def terms(home) -> dict:
+    return {"project": str(home / "runs"), "name": "mine", "nbs": 8, "plots": False, "verbose": False}
 
 
 @pytest.mark.slow
@@ -135,6 +139,37 @@ def test_a_list_of_other_images_is_refused(compared, tmp_path):
     with pytest.raises(DataError, match=r"1 are not, the first: /elsewhere/a\.png"):
         compare(config, prune=0.25, kept=tmp_path / "kept.txt", project=str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_comparison_is_taken_further_without_a_cell_run_again(compared):
+    home, result = compared
+    arms = ("pruned", "class-random", "highest-loss", "most-error", "el2n", "forgetting")
+    recipe = ("model", "data", "epochs", "imgsz", "batch", "device")
+    config = {key: result.facts["config"][key] for key in recipe}
+    more = {"prune": 0.25, "seeds": 1, "kept": home / "kept.txt"}
+    cells = result.folder / "cells"
+    before = {file: file.stat().st_mtime_ns for file in (*cells.glob("*/cell.json"), cells / "full-s0/weights/best.pt")}
+    further = compare(config, arms=arms, **more, **terms(home))
+    assert further.folder == result.folder
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    added = [row for row in further.rows if row.arm in ("el2n", "forgetting")]
+    assert [row for row in further.rows if row not in added] == result.rows
+    assert [(row.budget, row.images) for row in added] == 2 * [(EPOCHS, 18), (UPDATES, 18)]
+    watched = export.read(cells / "full-s0" / "watched")[1]
+    by_error = select_kept(watched.columns["early_error"], 0.25, seed=0)
+    kept = {os.path.realpath(p) for p in (result.folder / "el2n-0.25-s0" / "train").rglob("*.png")}
+    assert kept == {os.path.realpath(p) for p, row in zip(watched.paths, by_error, strict=True) if row}
+    with pytest.raises(ConfigError, match=r"holds another .arms el2n, forgetting.: choose another"):
+        compare(config, arms=arms[:4], **more, **terms(home))
+
+
+@pytest.mark.slow
+def test_an_arm_of_copies_is_refused_where_images_are_not_compared(compared):
+    home, _ = compared
+    config = {"model": str(home / "small-cls.yaml"), "data": str(home / "set"), "device": "cpu"}
+    with pytest.raises(ConfigError, match="for the arm duplicates-only, but a classifier compares none: leave the arm"):
+        compare(config, arms=("duplicates-only",), **terms(home))
 
 
 @pytest.mark.slow

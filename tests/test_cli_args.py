@@ -10,6 +10,7 @@ import pytest
 from yolo_adapruner import __version__, cli
 from yolo_adapruner.config import RunConfig, load
 from yolo_adapruner.errors import DataError, RunError
+from yolo_adapruner.study.arms import CHOICES, PLAIN
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("train", "compare", "export")
@@ -198,6 +199,13 @@ def test_what_else_a_comparison_takes(monkeypatch):
     words = "--prune auto yolov3-tiny mosaic=0 --margin 0.3 --arms random,most-error --kept k.txt"
     assert cli.main(["compare", *words.split()]) == 0
     assert said == [(None, ("pruned", "random"), None, 0.5), ("auto", ("random", "most-error"), "k.txt", 0.3)]
+
+
+def test_the_help_names_every_arm(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    said = "".join(capsys.readouterr().out.split())
+    assert f"totrainanew:{','.join(CHOICES)}(default{','.join(PLAIN)})" in said
 
 
 @pytest.mark.parametrize(("words", "shares"), [("run", []), ("run --prune 0.1 0.2", [0.1, 0.2])])

@@ -18,7 +18,7 @@ from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study import compare as comparing
-from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
+from yolo_adapruner.study.arms import FULL, PLAIN, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.baselines import equal_updates_epochs
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.compare import compare
@@ -289,24 +289,85 @@ def test_other_arms_make_another_comparison_and_the_usual_ones_do_not(tmp_path):
     assert one != other
 
 
-OTHERS = [
-    # name, what differs from epochs 30, shares 0.1 and 0.3, 3 seeds
-    ("another share", {}, [0.1, 0.2], 3),
-    ("fewer shares", {}, [0.1], 3),
-    ("more seeds", {}, [0.1, 0.3], 4),
-    ("other epochs", {"epochs": 31}, [0.1, 0.3], 3),
-    ("another setting of the method", {"prune": {"tau": 0.3}}, [0.1, 0.3], 3),
-    ("another setting of Ultralytics'", {"mosaic": 0.3}, [0.1, 0.3], 3),
+MORE = [
+    # name, shares, seeds, other terms: all that stands there and more
+    ("the same", [0.1, 0.3], 3, {"images": "a"}),
+    ("shares in another order", [0.3, 0.1], 3, {"images": "a"}),
+    ("another share", [0.1, 0.3, 0.5], 3, {"images": "a"}),
+    ("more seeds", [0.1, 0.3], 4, {"images": "a"}),
+    ("further arms", [0.1, 0.3], 3, {"images": "a", "arms": ["pruned", "random", "forgetting"]}),
+    ("a given list", [0.1, 0.3], 3, {"images": "a", "kept": "x"}),
+    ("all of it", [0.1, 0.3, 0.5], 5, {"images": "a", "kept": "x", "arms": ["pruned", "random", "el2n"]}),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "shares", "seeds"), [c[1:] for c in OTHERS], ids=[c[0] for c in OTHERS])
-def test_a_folder_of_another_comparison_is_not_gone_on_with(tmp_path, overrides, shares, seeds):
-    folder_of(config_of(tmp_path, name="mine"), [0.1, 0.3], 3)
+@pytest.mark.parametrize(("shares", "seeds", "more"), [c[1:] for c in MORE], ids=[c[0] for c in MORE])
+def test_a_comparison_goes_on_in_the_folder_of_a_part_of_it(tmp_path, shares, seeds, more):
+    config = config_of(tmp_path, name="mine")
+    folder = folder_of(config, [0.1, 0.3], 3, images="a")
+    assert folder_of(config, shares, seeds, **more) == folder
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    assert plan == {"config": config.model_dump(), "shares": shares, "seeds": seeds, **more}
+
+
+def test_a_folder_that_was_taken_further_is_no_longer_the_part(tmp_path):
+    config = config_of(tmp_path, name="mine")
+    for seeds in (3, 5):
+        folder_of(config, [0.1], seeds)
+    with pytest.raises(ConfigError, match="seeds 5"):
+        folder_of(config, [0.1], 3)
+
+
+def test_every_cell_of_a_part_is_a_cell_of_the_whole():
+    part = {cell.name for one in plan([0.1], range(2)) for cell in one}
+    whole = {cell.name for one in plan([0.3, 0.1], range(3), arms=(*PLAIN, "forgetting")) for cell in one}
+    assert part < whole
+
+
+def test_a_plan_of_an_earlier_version_knows_no_images_and_is_gone_on_with(tmp_path):
+    config = config_of(tmp_path, name="mine")
+    assert folder_of(config, [0.1], 3, images="a") == folder_of(config, [0.1], 3, images="a")
+    (tmp_path / "mine" / "plan.json").write_text(
+        json.dumps({"config": config.model_dump(), "shares": [0.1], "seeds": 3}, default=str)
+    )
+    assert folder_of(config, [0.1], 3, images="b") == tmp_path / "mine"
+    with pytest.raises(ConfigError, match="other images"):
+        folder_of(config, [0.1], 3, images="a")
+
+
+OTHERS = [
+    # name, what differs from epochs 30, shares 0.1 and 0.3, 3 seeds, a given list x and images a; how it is said
+    ("a share less", {}, [0.1, 0.2], 3, {}, "shares 0.3"),
+    ("fewer shares", {}, [0.1], 3, {}, "shares 0.3"),
+    ("fewer seeds", {}, [0.1, 0.3], 2, {}, "seeds 3"),
+    ("an arm less", {}, [0.1, 0.3], 3, {"arms": ["pruned", "el2n"]}, "arms random"),
+    ("another list", {}, [0.1, 0.3], 3, {"kept": "y"}, "given list another"),
+    ("other images", {}, [0.1, 0.3], 3, {"images": "b"}, "other images"),
+    ("a search", {}, [0.1, 0.3], 3, {"prune": "auto"}, "shares found in another way"),
+    ("other epochs", {"epochs": 31}, [0.1, 0.3], 3, {}, "other epochs"),
+    ("another setting of the method", {"prune": {"tau": 0.3}}, [0.1, 0.3], 3, {}, "other prune"),
+    ("another setting of Ultralytics'", {"mosaic": 0.3}, [0.1, 0.3], 4, {}, "other train"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shares", "seeds", "more", "words"), [c[1:] for c in OTHERS], ids=[c[0] for c in OTHERS]
+)
+def test_a_folder_of_another_comparison_is_not_gone_on_with(tmp_path, overrides, shares, seeds, more, words):
+    terms = {"kept": "x", "images": "a"}
+    folder_of(config_of(tmp_path, name="mine"), [0.1, 0.3], 3, **terms)
     held = (tmp_path / "mine" / "plan.json").read_bytes()
-    with pytest.raises(ConfigError, match="mine to hold this comparison, but it holds another: choose another --name"):
-        folder_of(config_of(tmp_path, name="mine", **overrides), shares, seeds)
+    match = f"mine to hold this comparison, or a part of it, but it holds another .{words}.: choose another --name"
+    with pytest.raises(ConfigError, match=match):
+        folder_of(config_of(tmp_path, name="mine", **overrides), shares, seeds, **{**terms, **more})
     assert (tmp_path / "mine" / "plan.json").read_bytes() == held
+
+
+def test_a_search_goes_on_from_its_own_share_alone(tmp_path):
+    config = config_of(tmp_path, name="mine")
+    assert folder_of(config, [0.1], 3, prune="auto") == folder_of(config, [0.1], 4, prune="auto")
+    with pytest.raises(ConfigError, match="shares found in another way"):
+        folder_of(config, [0.1, 0.2], 4, prune="auto")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"], ids=repr)

@@ -137,7 +137,7 @@ def test_other_arms_and_a_given_list_are_trained_alike(home):
     listed = home / "kept.txt"
     images = sorted((home / "set" / "images" / "train").iterdir())
     listed.write_text("".join(f"{path}\n" for path in images[:12]), encoding="utf-8")
-    arms = "class-random,lowest-loss,highest-loss,most-error"
+    arms = "class-random,lowest-loss,highest-loss,most-error,duplicates-only,el2n,forgetting,area-under-margin"
     result = finish(home, "arms", "--prune", "0.2", "--seeds", "1", "--arms", arms, "--kept", str(listed))
     rows = {(row["arm"], row["budget"]): row for row in result["rows"]}
     assert {arm for arm, _ in rows} == {"full", "one run", *arms.split(","), "given list"}

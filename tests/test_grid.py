@@ -6,7 +6,7 @@ import pytest
 
 from tests.grids import CELLS, CHAINS, FakeRunner, Killed
 from yolo_adapruner.errors import RunError
-from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, RUN
+from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, RUN, WATCHING
 from yolo_adapruner.study.grid import plan, run_all
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
 
@@ -75,9 +75,12 @@ def test_further_arms_and_a_given_list_are_planned():
     cells = [cell for chain in chains for cell in chain]
     assert len(cells) == len(set(cells)) == 2 * (1 + 1 + 2 * len(CHOICES) + 2)
     assert len({cell.name for cell in cells}) == len(cells)
+    for chain in chains:
+        if chain[0].arm == FULL:  # what watches the training on everything comes after it
+            assert {cell.arm for cell in chain[1:]} == set(WATCHING)
     assert [Cell(LISTED, 0.4, EPOCHS, 1), Cell(LISTED, 0.4, UPDATES, 1)] in chains
     assert Cell(LISTED, 0.4, UPDATES, 1).name == "given-list-0.4-updates-s1"
     for chain in chains:
         if chain[0].arm not in (FULL, LISTED):
             assert chain[0].arm == RUN
-            assert {cell.arm for cell in chain[1:]} == set(CHOICES) >= {PRUNED, RANDOM}
+            assert {cell.arm for cell in chain[1:]} == set(CHOICES) - set(WATCHING) >= {PRUNED, RANDOM}

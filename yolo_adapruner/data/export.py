@@ -59,6 +59,8 @@ class Outcome:
             - similarity: how likely the nearest other image is the same picture, [0, 1]; NaN where images were not
               compared. twin: row of the most similar image that it gives way to, -1 for none.
 
+            A watched training of everything has those of `core.trajectory` as well: forgotten, margin, early_error.
+
             `write` adds `reason` and `detail`, see `explain.with_reasons`.
         constraints: what the selection must not lose.
         history: joint epochs (E,) and round(255 * weight) after each, (E, N) uint8; None where there was no mask.
@@ -108,6 +110,10 @@ class Outcome:
         columns = {**columns, **tail, **likeness}
         history = pruner.history if pruner is not None else None
         return cls(paths, kept, columns, history, constraints or Constraints())
+
+    def with_columns(self, columns: Mapping[str, NDArray[Any]]) -> Outcome:
+        """Return the same with further columns behind its own, each (N,)."""
+        return replace(self, columns={**self.columns, **columns})
 
 
 def write(

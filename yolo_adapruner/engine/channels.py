@@ -84,7 +84,7 @@ def _object_channels(seen: Assignment) -> Tensor:
         return values.new_zeros(batch * padded, *values.shape[1:]).index_add_(0, slot, values)
 
     anchors = by_object(torch.ones_like(labelled))
-    localisation = by_object(1 - _iou(seen.boxes[image, anchor], seen.gt_boxes[image, row]).float()) / anchors
+    localisation = by_object(1 - box_iou(seen.boxes[image, anchor], seen.gt_boxes[image, row]).float()) / anchors
     presence = by_object(-labelled.clamp_min(_EPS).log()) / anchors
     share = by_object(labelled) / by_object(probability).sum(1).clamp_min(_EPS)
     classification = -share.clamp_min(_EPS).log()
@@ -152,11 +152,11 @@ def mean_by(group: Tensor, values: Tensor, groups: int, weights: Tensor) -> Tens
 
 def _explained(boxes: Tensor, gt_boxes: Tensor, gt_valid: Tensor) -> Tensor:
     """Whether any label explains a predicted box: boxes (..., 4), labels (..., M, 4) and (..., M)."""
-    overlap = _iou(boxes[..., None, :], gt_boxes.to(boxes.dtype))
+    overlap = box_iou(boxes[..., None, :], gt_boxes.to(boxes.dtype))
     return ((overlap >= _EXPLAINED_IOU) & gt_valid).any(-1)
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of boxes, (..., 4) xyxy or (..., 5) xywhr, element by element with broadcasting; 0 for empty xyxy ones."""
     if a.shape[-1] == _ROTATED:
         a, b = torch.broadcast_tensors(a, b)  # upstream's takes plain rows only

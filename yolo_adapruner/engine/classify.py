@@ -18,6 +18,7 @@ from yolo_adapruner.engine import classset
 from yolo_adapruner.engine.classloss import CHANNELS, ClassTap, class_channels, fit
 from yolo_adapruner.engine.owners import Accounts
 from yolo_adapruner.engine.trainer import AdaPruneMixin
+from yolo_adapruner.engine.watch import class_readings
 from yolo_adapruner.errors import ConfigError
 
 
@@ -92,6 +93,12 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         sound = torch.isfinite(self.loss.detach().sum())  # of a loss that is not, every image's gradient is lost
         return class_channels(self._tap.answer).masked_fill(~sound, torch.nan)
 
+    def _watched(self, *, error: bool) -> Tensor | None:
+        if self._tap.answer is None:
+            return None
+        sound = torch.isfinite(self.loss.detach().sum())
+        return class_readings(self._tap.answer).masked_fill(~sound, torch.nan)
+
     def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
         return {"probability": fit(readings)}
 
@@ -100,4 +107,4 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         share = self.prune_config.share
         found = export.Outcome.of(self.pruner, self.paths, nothing, self.channels, share, self.constraints)
         columns = {name: values for name, values in found.columns.items() if name != "boxes"}
-        return replace(found, columns={**columns, "class": self._classes})
+        return self._with_watched(replace(found, columns={**columns, "class": self._classes}))

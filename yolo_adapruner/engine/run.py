@@ -57,7 +57,11 @@ class RunResult:
 
 
 def train(
-    config: RunConfig, *, save_dir: Path | None = None, planner: Callable[[Any], Plan] | None = None
+    config: RunConfig,
+    *,
+    save_dir: Path | None = None,
+    planner: Callable[[Any], Plan] | None = None,
+    watched: bool = False,
 ) -> RunResult:
     """Run warm-up, joint pruning and fine-tune, and write the run folder.
 
@@ -65,6 +69,7 @@ def train(
         config: the run.
         save_dir: write exactly there instead of into a new folder of `config.project`.
         planner: what each epoch draws, `AdaPruneMixin.planner`; None: everything.
+        watched: add to the scores what each epoch said of each image; see `core.trajectory`.
 
     Raises:
         ConfigError, DataError, RunError: see their lines.
@@ -77,16 +82,17 @@ def train(
         overrides["save_dir"] = str(save_dir)
     with _run_folder(overrides) as folder, one_line_errors(config.data):
         notes = {RUN_CONFIG: _run_config_text(config, overrides)}
-        kind = trainer_for(overrides["task"]).configured(config.prune, notes, start, planner)
+        kind = trainer_for(overrides["task"]).configured(config.prune, notes, start, planner, watched=watched)
         return _finish(kind(overrides={**overrides, "save_dir": str(folder)}))
 
 
-def resume(run: str | Path, *, planner: Callable[[Any], Plan] | None = None) -> RunResult:
+def resume(run: str | Path, *, planner: Callable[[Any], Plan] | None = None, watched: bool = False) -> RunResult:
     """Go on with an interrupted run after its last whole epoch; before the first, start it over.
 
     Args:
         run: its folder.
         planner: the one that it was started with, which the folder does not hold.
+        watched: as it was started.
 
     Raises:
         RunError: the folder holds no interrupted run of this package, or the run is finished.
@@ -99,13 +105,13 @@ def resume(run: str | Path, *, planner: Callable[[Any], Plan] | None = None) -> 
     if not saved.is_file():
         _refuse_to_start_over(folder, saved)
         state.sweep(folder)
-        return train(config, save_dir=folder, planner=planner)
+        return train(config, save_dir=folder, planner=planner, watched=watched)
     task = state.task_of(saved)
     overrides = {"resume": str(saved), "save_dir": str(folder), "data": resolve_data(config.data, task)}
     if config.device is not None:
         overrides["device"] = config.device
     with one_line_errors(config.data):
-        trainer = trainer_for(task).configured(config.prune, planner=planner)(overrides=overrides)
+        trainer = trainer_for(task).configured(config.prune, planner=planner, watched=watched)(overrides=overrides)
         state.sweep(folder)
         return _finish(trainer)
 

@@ -31,7 +31,7 @@ from yolo_adapruner.data import export
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.data.keep import read_keep, refuse_too_many
 from yolo_adapruner.engine import dataset as images
-from yolo_adapruner.engine import evidence, heads, labelcache, labels, launch, runtime, shown, state, warmstart
+from yolo_adapruner.engine import evidence, heads, labelcache, labels, launch, runtime, shown, state, warmstart, watch
 from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.epochs import RowLoader
@@ -60,6 +60,7 @@ class AdaPruneMixin(Resumable):
             processes are handed the class and begin with an empty folder.
         task: what it trains for, a key of `heads.TASKS`; one for the class.
         start: run folder whose logits this run begins with, or None; part of the class like the settings.
+        watched: note what each epoch says of each image (`watch`) for the scores; part of the class like the settings.
         channels: names of what is read of an image, in the order of `_readings`' columns; one for the class.
         planner: makes, of the trainer that is set up, a plan of what each epoch draws; None: everything. Part of the
             class like the settings.
@@ -79,6 +80,7 @@ class AdaPruneMixin(Resumable):
     start: ClassVar[Path | None] = None
     channels: ClassVar[tuple[str, ...]] = CHANNELS
     planner: ClassVar[Callable[[Any], Plan] | None] = None
+    watched: ClassVar[bool] = False
 
     @classmethod
     def configured(
@@ -87,9 +89,11 @@ class AdaPruneMixin(Resumable):
         notes: Mapping[str, str] | None = None,
         start: Path | None = None,
         planner: Callable[[Any], Plan] | None = None,
+        *,
+        watched: bool = False,
     ) -> type[Self]:
         """Return this trainer with other settings, as a class of the same name that Ultralytics can be handed."""
-        own = {"prune_config": config, "notes": notes or {}, "start": start}
+        own = {"prune_config": config, "notes": notes or {}, "start": start, "watched": watched}
         if planner is not None:
             own["planner"] = staticmethod(planner)  # a function is no method of ours
         return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})
@@ -101,6 +105,8 @@ class AdaPruneMixin(Resumable):
         self.pruner: Pruner | None = None
         self.plan: Plan | None = None
         self.visits: Visits | None = None
+        self._tap: Any = None
+        self._onlooker: watch.Watch | None = None
         self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
         self._entered: tuple[Stage | None, Any] | None = None
@@ -177,7 +183,7 @@ class AdaPruneMixin(Resumable):
     @property
     def _weighs(self) -> bool:
         """Whether images are told apart at all; otherwise this is stock training."""
-        return bool(self.prune_config.share) or self.planner is not None
+        return bool(self.prune_config.share) or self.planner is not None or self.watched
 
     def _set_up_mask(self) -> None:
         share = self.prune_config.share
@@ -197,6 +203,13 @@ class AdaPruneMixin(Resumable):
         if self.planner is not None:
             self.visits = Visits(len(self.paths), len(self.channels))
             self.plan = type(self).planner(self)  # type: ignore[misc]  # not None, see above
+        if self.watched:
+            if self.saved is not None and not (self.saved["mask"] or {}).get("trajectory"):
+                raise RunError(
+                    f"Expected a run that was watched from its first epoch on, but {self.save_dir} was not: start a "
+                    "new run."
+                )
+            self._onlooker = watch.Watch(len(self.paths), self.epochs)
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
 
@@ -286,7 +299,7 @@ class AdaPruneMixin(Resumable):
     def run_callbacks(self, event: str) -> None:
         """Do our part of an event, then run the registered callbacks."""
         self.note(event)
-        if self.pruner is not None or self.plan is not None:
+        if self._tap is not None:
             if event == "on_train_epoch_start":
                 self._open_epoch(self.pruner)
             elif event == "on_train_batch_end":
@@ -310,6 +323,8 @@ class AdaPruneMixin(Resumable):
         self._tap.watching = stage is not Stage.FINETUNE
         if self._features is not None:
             self._features.watching = self._tap.watching
+        if self._onlooker is not None:
+            self._onlooker.open_epoch()
         weights = None
         if pruner is not None:
             pruner.open_epoch()
@@ -382,7 +397,7 @@ class AdaPruneMixin(Resumable):
         sources = batch.pop(KEY, None)
         loaded = dict(batch)  # as yet on the CPU
         batch = super().preprocess_batch(batch)
-        if self.pruner is not None or self.plan is not None:
+        if self._tap is not None:
             on = self._accounts(sources, batch)
             self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
             self._spoilt = None
@@ -420,7 +435,8 @@ class AdaPruneMixin(Resumable):
         return accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
 
     def _observe_batch(self, pruner: Pruner | None) -> None:
-        if (readings := self._readings()) is not None:
+        judged = pruner is not None or self.plan is not None
+        if judged and (readings := self._readings()) is not None:
             self._evidence.add(self._batch_ids, readings, self._views)
             looks = None if self._features is None else self._features.take(self._tap.owners)
             if looks is not None:
@@ -430,8 +446,14 @@ class AdaPruneMixin(Resumable):
                 # The loss is linear in the weights, so what backward left there is each owner's share of it.
                 views = torch.from_numpy(self._views).to(shares).clamp_min(1e-6)
                 self._shares.add(self._batch_ids, (shares / self._loss_unit / views)[:, None], self._views)
+        onlooker = self._onlooker
+        if onlooker is not None:
+            readings = self._watched(error=self.epoch in onlooker.trajectory.early)
+            if readings is not None:
+                onlooker.evidence.add(self._batch_ids, readings, self._views)
         if self.taken is not None:  # upstream steps before it says that the batch has ended
-            for each in (self._evidence, self._looks, self._shares):
+            watched = () if onlooker is None else (onlooker.evidence,)
+            for each in (self._evidence, self._looks, self._shares, *watched):
                 each.settle(self.taken)
             self.taken = None
         self._tap.clear()
@@ -439,7 +461,7 @@ class AdaPruneMixin(Resumable):
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Close the epoch where Ultralytics, on every rank, has settled that it stands and is not trained again."""
         again = super()._handle_nan_recovery(epoch)
-        if not again and (self.pruner is not None or self.plan is not None):
+        if not again and self._tap is not None:
             self._close_epoch(self.pruner)
         return again
 
@@ -449,6 +471,8 @@ class AdaPruneMixin(Resumable):
             self._close_draw(self.visits, seen)
         if pruner is not None:
             self._close_mask(pruner, seen)
+        if self._onlooker is not None:
+            self._onlooker.close_epoch(self.device)
 
     def _close_draw(self, visits: Visits, seen: evidence.Collected | None) -> None:
         if seen is not None:
@@ -542,6 +566,14 @@ class AdaPruneMixin(Resumable):
             readings = detection_channels(self._tap.assignment)
         return readings.masked_fill(~sound[:, None], torch.nan)
 
+    def _watched(self, *, error: bool) -> Tensor | None:
+        """Return what the batch's forward said of its owners to an onlooker, (K, 3); the error only where asked."""
+        if self._tap.assignment is None:
+            return None
+        empty = watch.without_boxes(np.asarray(self.boxes), self._batch_ids, self.device)
+        readings = watch.box_readings(self._tap.assignment, empty, error=error)
+        return readings.masked_fill(~evidence.sound(self._tap.assignment, self.loss)[:, None], torch.nan)
+
     def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
         """Return how well the model knows the training set, by name, each in [0, 1]; an auto warm-up waits for all."""
         iou, probability = fit(readings)
@@ -549,9 +581,12 @@ class AdaPruneMixin(Resumable):
 
     def _outcome(self) -> export.Outcome:
         """Return the selection with the columns of its files."""
-        return export.Outcome.of(
-            self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share, self.constraints
-        )
+        share = self.prune_config.share
+        found = export.Outcome.of(self.pruner, self.paths, self.boxes, self.channels, share, self.constraints)
+        return self._with_watched(found)
+
+    def _with_watched(self, found: export.Outcome) -> export.Outcome:
+        return found if self._onlooker is None else found.with_columns(self._onlooker.trajectory.columns())
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
@@ -571,10 +606,11 @@ class AdaPruneMixin(Resumable):
             "required": self.constraints.required,
             "visits": None if self.visits is None else self.visits.state_dict(),
             "plan": None if keeps is None else keeps.state_dict(),
+            "trajectory": None if self._onlooker is None else self._onlooker.trajectory.state_dict(),
         }
 
     def take_up_mask(self, mask: dict[str, Any]) -> None:
-        """Give the pruner and the plan the state they had."""
+        """Give the pruner, the plan and the onlooker the state they had."""
         if self.pruner is not None:
             required = self.constraints.required
             if required is not None and not np.array_equal(mask["required"], required):
@@ -584,6 +620,8 @@ class AdaPruneMixin(Resumable):
                 )
             self.pruner.load_state_dict(mask["pruner"])
             self._started = mask.get("start")
+        if self._onlooker is not None:
+            self._onlooker.trajectory.load_state_dict(mask["trajectory"])
         if self.visits is not None:
             self.visits.load_state_dict(mask["visits"])
             if mask["plan"] is not None:
@@ -591,7 +629,7 @@ class AdaPruneMixin(Resumable):
 
     def enter_again(self, mask: Mapping[str, Any]) -> None:
         """Make the loader of the stage that the saved epoch ran in; `_open_epoch` then finds whether another begins."""
-        if self.pruner is not None or self.plan is not None:
+        if self._tap is not None:
             self._enter(None if mask["entered"] is None else Stage(mask["entered"]))
 
     def save_checkpoints(self) -> bool:
@@ -603,7 +641,7 @@ class AdaPruneMixin(Resumable):
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
-        if self.pruner is not None or self.plan is not None:  # NaN recovery; on resume there is neither yet
+        if self._tap is not None:  # NaN recovery; on resume there is neither yet
             self._restore(ckpt["epoch"])
 
     def _restore(self, epoch: int) -> None:

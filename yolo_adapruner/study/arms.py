@@ -1,9 +1,8 @@
 """The arms by name: what each needs of a finished run and the labels, and the set it keeps. Trains nothing.
 
 The formulas are in `baselines.py`; here is where their numbers come from. A run leaves each image's readings as means
-over the joint epochs (`engine/channels.py`). What asks for a reading of each epoch by itself (forgetting events, the
-area under the margin), for a grouping of copies, or for another set of images in each epoch (`dynamic.py`) cannot be
-had from that yet, so those are not among the arms that a comparison can train.
+over its joint epochs (`engine/channels.py`). The arms of `WATCHING` are published for a training on everything that is
+watched from its first epoch to its last, so they have that: the `full` cell of their seed (`engine/watch.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +16,21 @@ from numpy.typing import NDArray
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data.export import Outcome
 from yolo_adapruner.errors import ConfigError, RunError
-from yolo_adapruner.study.baselines import class_balanced_kept, listed_kept, most_error, random_kept
+from yolo_adapruner.study.baselines import (
+    class_balanced_kept,
+    copies_out_kept,
+    listed_kept,
+    most_error,
+    most_forgotten,
+    random_kept,
+)
 
 FULL, RUN, PRUNED, RANDOM, LISTED = "full", "one run", "pruned", "random", "given list"
 CLASS_RANDOM, LOWEST_LOSS, HIGHEST_LOSS, MOST_ERROR = "class-random", "lowest-loss", "highest-loss", "most-error"
+DUPLICATES = "duplicates-only"
+EL2N, FORGETTING, AREA_UNDER_MARGIN = "el2n", "forgetting", "area-under-margin"
+WATCHING = (EL2N, FORGETTING, AREA_UNDER_MARGIN)
+"""Arms that choose by what a training on everything says epoch by epoch, and need no run of ours."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Material:
     """What an arm may choose by.
 
     Attributes:
-        outcome: the run of the same seed, over N images.
+        outcome: the run of the same seed, over N images; of the arms of `WATCHING` the training on everything.
         learned: the share that run was made for.
         share: to remove, (0, 1); another one than `learned` is cut from the run's ranking.
         seed: of everything that draws.
@@ -43,12 +53,21 @@ class Material:
     classes: Callable[[Sequence[str]], Sequence[Sequence[int]]]
     listed: Sequence[str] = ()
 
+    def watched(self, column: str) -> NDArray[np.float64]:
+        """Return what the watched training came to, (N,); see `core.trajectory.Trajectory.columns`."""
+        if column not in self.outcome.columns:
+            raise RunError(
+                f"Expected a training on everything that was watched, but it left no {column}: delete the folder of "
+                f"its cell, full-s{self.seed}, and run the comparison again."
+            )
+        return self.outcome.columns[column]
+
     def score(self, worth: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Return the kept set by a score, (N,) bool; an image without one ranks in the middle."""
         known = np.isfinite(worth)
         if not known.any():
             raise RunError(
-                "Expected a run that read its images in the joint stage, but none has a reading: train for more epochs."
+                "Expected a run that read its images before the choice, but none has a reading: train for more epochs."
             )
         middle = float(np.median(worth[known]))
         return select_kept(np.where(known, worth, middle), self.share, seed=self.seed)
@@ -90,11 +109,34 @@ def loss(columns: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
 
 
 def _most_error(material: Material) -> NDArray[np.bool_]:
+    """The error norm, but late: of the joint stage of a run, not of the early epochs that EL2N is published for."""
     columns = material.outcome.columns
     if "error" in columns:  # a classifier's own
         return material.score(columns["error"])
     norm = most_error(columns["localisation"], columns["presence"], columns["missing"])
     return material.score(np.where(np.isfinite(loss(columns)), norm, np.nan))
+
+
+def groups(twin: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the group of copies of each image, (N,): that of the image it gives way to, its own where there is none.
+
+    Args:
+        twin: row of the most similar image that each gives way to, (N,), -1 for none; see `core/redundancy.py`.
+    """
+    found = np.where(twin < 0, np.arange(len(twin)), twin).astype(np.int64)
+    for _ in range(len(twin).bit_length()):  # the way to the first of a group gets twice as short each time
+        found = found[found]
+    return found
+
+
+def _copies_out(material: Material) -> NDArray[np.bool_]:
+    columns = material.outcome.columns
+    if not np.isfinite(columns["similarity"]).any():
+        raise RunError(
+            "Expected a run that compared its images with each other, but it did not: leave out --arms "
+            f"{DUPLICATES}, or train longer and with prune.redundancy above 0."
+        )
+    return copies_out_kept(groups(columns["twin"]), material.share, seed=material.seed)
 
 
 _CHOICES: dict[str, Callable[[Material], NDArray[np.bool_]]] = {
@@ -104,9 +146,15 @@ _CHOICES: dict[str, Callable[[Material], NDArray[np.bool_]]] = {
     LOWEST_LOSS: lambda m: m.score(-loss(m.outcome.columns)),
     HIGHEST_LOSS: lambda m: m.score(loss(m.outcome.columns)),
     MOST_ERROR: _most_error,
+    DUPLICATES: _copies_out,
+    EL2N: lambda m: m.score(m.watched("early_error")),
+    FORGETTING: lambda m: m.score(most_forgotten(m.watched("forgotten"))),
+    AREA_UNDER_MARGIN: lambda m: m.score(m.watched("margin")),
     LISTED: lambda m: listed_kept(m.outcome.paths, m.listed),
 }
 CHOICES = tuple(arm for arm in _CHOICES if arm != LISTED)
 """Arms by the names a user gives; `given list` comes with a list."""
+PLAIN = (PRUNED, RANDOM)
+"""The arms of a comparison that asks for no others."""
 ORDER = (FULL, RUN, *_CHOICES)
 """All arms in the order of the table."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.core.selection import drop_count, random_kept, select_kept
+from yolo_adapruner.core.trajectory import forgotten
 from yolo_adapruner.errors import DataError
 
 __all__ = [
@@ -77,8 +78,9 @@ def class_balanced_kept(classes: Sequence[Sequence[int]], prune: float, *, seed:
 def error_norm(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return the norm of the error vector, ‖p - onehot(y)‖₂, (N,) in [0, √2].
 
-    EL2N, whose mean over several networks early in training ranks samples (Paul, Ganguli & Dziugaite 2021, arXiv
-    2107.07075, section 2); the highest stay.
+    EL2N, whose mean over ten networks early in training ranks samples (Paul, Ganguli & Dziugaite 2021, arXiv
+    2107.07075, section 2; at epoch 20 of 200 in its experiments); the highest stay. A comparison trains one network a
+    seed and takes the mean over its early epochs instead (`core/trajectory.py`).
 
     Args:
         probabilities: p, (N, C), rows that sum to 1.
@@ -111,23 +113,24 @@ def forgetting_events(correct: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return how often each sample was forgotten, (N,): right when seen and wrong when seen next; inf if never right.
 
     Toneva et al. 2019 (arXiv 1812.05159), definition "forgetting event"; they count a sample that was never learned as
-    forgotten infinitely often. The most forgotten stay.
+    forgotten infinitely often. The most forgotten stay. A training keeps the running count alone: `core/trajectory.py`.
 
     Args:
-        correct: 1 where the sample was right in the epoch, 0 where wrong, NaN where it was not seen, (N, epochs).
+        correct: 1 where the sample was right in the epoch, 0 where wrong, between them where a part of it was, NaN
+            where it was not seen, (N, epochs).
     """
     events = np.zeros(len(correct))
     last = np.full(len(correct), np.nan)
     for epoch in np.asarray(correct, np.float64).T:
-        events += (last == 1) & (epoch == 0)
+        events += forgotten(last, epoch)
         last = np.where(np.isnan(epoch), last, epoch)
-    return np.where((np.asarray(correct) == 1).any(1), events, np.inf)
+    return np.where((np.asarray(correct) > 0).any(1), events, np.inf)
 
 
-def most_forgotten(correct: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return `forgetting_events` as a finite score, (N,): never right comes one above the most there can be."""
-    events = forgetting_events(correct)
-    return np.where(np.isinf(events), correct.shape[1] + 1.0, events)
+def most_forgotten(events: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return forgetting events as a finite score, (N,): never right comes one above the most forgotten."""
+    known = np.isfinite(events)
+    return np.where(known, events, events[known].max(initial=0.0) + 1)
 
 
 def margins(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -149,7 +152,8 @@ def margins(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArra
 def area_under_margin(trajectory: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the mean margin over the epochs in which a sample was seen, (N,). Pleiss et al. 2020, eq. 2.
 
-    Mislabelled samples have the lowest; the highest stay. A sample that was never seen gets the others' median.
+    Mislabelled samples have the lowest; the highest stay. A sample that was never seen gets the others' median. A
+    training keeps the running mean alone (`core/trajectory.py`).
 
     Args:
         trajectory: `margins` of each epoch, (N, epochs), NaN where a sample was not seen.

@@ -29,7 +29,7 @@ from yolo_adapruner.study.table import EPOCHS, Cell
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
 
-RECORD, MATCHES = "cell.json", "matches.npz"
+RECORD, MATCHES, AGAIN = "cell.json", "matches.npz", "watched"
 _FIGURES = {"map50_95", "map50", "images", "updates", "hours"}
 
 
@@ -45,6 +45,7 @@ class CellRunner:
         ranking: cut the pruned arm's lists from the run of this share, whatever the cell's own; None for its own.
         listed: what a given list keeps.
         runs: folder of the comparison whose runs the arms' lists are cut from; None for this one's own.
+        watched: watch the trainings on everything, for arms of `arms.WATCHING`.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class CellRunner:
     ranking: float | None = None
     listed: tuple[str, ...] = ()
     runs: Path | None = None
+    watched: bool = False
 
     def home(self, cell: Cell) -> Path:
         """Return the cell's folder."""
@@ -68,20 +70,40 @@ class CellRunner:
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
         """Return the cell's figures, running what is left of it to run."""
-        if (done := self.finished(cell)) is not None:
-            return done
+        if (figures := self.finished(cell)) is None:
+            figures = self._run(cell)
+        if self.watched and cell.arm == arms.FULL:
+            self._watch_again(cell)
+        return figures
+
+    def _run(self, cell: Cell) -> dict[str, Any]:
         share, epochs, data = 0.0, self.config.epochs, self.base
         if cell.arm == arms.RUN:
             share = cell.share
         elif cell.arm != arms.FULL:
             data, epochs = self.list_arm(cell)
         config = self.config.model_copy(update={"seed": cell.seed, "data": str(data), "epochs": epochs})
-        result, seconds = train(config.with_prune(share), self.home(cell))
+        watched = self.watched and cell.arm == arms.FULL
+        result, seconds = train(config.with_prune(share), self.home(cell), watched=watched)
         figures = {**asdict(cell), "images": result.kept, "epochs": epochs, "updates": result.updates}
         figures |= {**self._judge(cell, result), "hours": seconds / 3600}
         with export.replace_file(self.home(cell) / RECORD) as temporary:
             temporary.write_text(json.dumps(figures, indent=2), encoding="utf-8")
         return figures
+
+    def _watch_again(self, full: Cell) -> None:
+        """Train the arm on everything once more, bit for bit, where it was finished before anyone wanted to watch."""
+        if "forgotten" not in export.read(self.home(full))[1].columns:
+            config = self.config.model_copy(update={"seed": full.seed, "data": str(self.base)})
+            train(config.with_prune(0.0), self.home(full) / AGAIN, watched=True)
+
+    def _chosen_from(self, cell: Cell, share: float) -> export.Outcome:
+        """What the list of a cell is cut from: the run of its seed at a share, or the watched training."""
+        chooser = self if self.runs is None else replace(self, folder=self.runs)
+        if cell.arm not in arms.WATCHING:
+            return export.read(chooser.home(Cell(arms.RUN, share, EPOCHS, cell.seed)))[1]
+        home = chooser.home(Cell(arms.FULL, 0.0, EPOCHS, cell.seed))
+        return export.read(home / AGAIN if (home / AGAIN).is_dir() else home)[1]
 
     def _judge(self, cell: Cell, result: RunResult) -> dict[str, Any]:
         if self.base.is_dir():
@@ -109,16 +131,15 @@ class CellRunner:
     def list_arm(self, cell: Cell) -> tuple[Path, int]:
         """Write the data file of an arm that trains on a list, and return it with the epochs of the cell's budget.
 
-        The list is cut from the run of the same seed, and of the same share unless there is one ranking for all. A
-        given list needs no run.
+        The list is cut from the run of the same seed, and of the same share unless there is one ranking for all; those
+        of `arms.WATCHING` from the training on everything of the same seed. A given list needs no run.
         """
         source = cell.share if self.ranking is None else self.ranking
         if cell.arm == arms.LISTED:
             paths = list(self.listed)
             total = round(len(paths) / (1 - cell.share))
         else:
-            chooser = self if self.runs is None else replace(self, folder=self.runs)
-            _, outcome = export.read(chooser.home(Cell(arms.RUN, source, EPOCHS, cell.seed)))
+            outcome = self._chosen_from(cell, source)
             kept = arms.choose(cell.arm, arms.Material(outcome, source, cell.share, cell.seed, self._classes))
             paths = [path for path, row in zip(outcome.paths, kept, strict=True) if row]
             total = len(outcome.paths)
@@ -150,7 +171,7 @@ class CellRunner:
         return box_classes(paths)
 
 
-def train(config: RunConfig, home: Path) -> tuple[RunResult, float]:
+def train(config: RunConfig, home: Path, *, watched: bool = False) -> tuple[RunResult, float]:
     """Train a cell in its folder, going on from whatever lies there, and return its result and the seconds it took.
 
     The seconds are those of all attempts, as far as their epochs count: a cell that died has not got cheaper by it.
@@ -163,9 +184,9 @@ def train(config: RunConfig, home: Path) -> tuple[RunResult, float]:
         return done, before
     if (home / state.RUN_CONFIG).is_file():
         with suppress(RunError):  # a torn checkpoint, or one that another version wrote: from the beginning, then
-            return run.resume(home), before + time.monotonic() - began
+            return run.resume(home, watched=watched), before + time.monotonic() - began
         began = time.monotonic()
-    result = run.train(config, save_dir=home)
+    result = run.train(config, save_dir=home, watched=watched)
     return result, time.monotonic() - began
 
 

@@ -19,7 +19,7 @@ from yolo_adapruner.data import classfolders, export
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study import arms as arms_by_name
 from yolo_adapruner.study import auto, grid
-from yolo_adapruner.study.arms import FULL, LISTED, PRUNED, RANDOM, RUN
+from yolo_adapruner.study.arms import FULL, LISTED, PLAIN, PRUNED, RUN
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.closing import report_comparison
 from yolo_adapruner.study.cluster import Cluster, run_on_cluster
@@ -31,7 +31,6 @@ from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, words
 from yolo_adapruner.study.verdict import BETTER, WITHIN, judge
 
 AUTO = "auto"
-_PLAIN = (PRUNED, RANDOM)
 Executor = Callable[[Sequence[Sequence[Cell]]], dict[Cell, dict[str, Any]]]
 
 
@@ -41,7 +40,7 @@ def compare(
     prune: float | str | Sequence[float] = 0.1,
     seeds: int = 3,
     jobs: int = 1,
-    arms: Sequence[str] = _PLAIN,
+    arms: Sequence[str] = PLAIN,
     kept: str | Path | None = None,
     margin: float = 0.5,
     ray: str | Cluster | None = None,
@@ -56,7 +55,7 @@ def compare(
 
     Args:
         run: a run config: path, name of a packaged one, mapping, or `RunConfig`. With a `name` whose folder holds the
-            same comparison unfinished, that one goes on.
+            same comparison, or one of fewer shares, seeds or arms, that one goes on: what is finished is not run again.
         prune: shares to compare at, each in (0, 0.95]; or "auto" for the largest share that is shown to lose no more
             than the margin, by bisection over the ranking of one run at the config's own share.
         seeds: runs an arm, >= 1: seeds `seed` to `seed + seeds - 1`, the same for each arm.
@@ -81,16 +80,25 @@ def compare(
     cluster = _cluster(ray, jobs, resolved)
     wanted = (PRUNED,) if searching else arms_by_name.check(arms)
     task, data = set_of(resolved)  # first: a missing data set leaves no folder behind
+    if arms_by_name.DUPLICATES in wanted and (task == "classify" or not resolved.prune.redundancy):
+        raise ConfigError(
+            f"Expected images that a run compares with each other for the arm {arms_by_name.DUPLICATES}, but "
+            f"{'a classifier' if task == 'classify' else 'prune.redundancy=0'} compares none: leave the arm out."
+        )
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
-    folder = folder_of(resolved, shares, seeds, **_terms(searching, wanted, listed))
+    terms = _terms(searching, wanted, listed)
+    folder = folder_of(resolved, shares, seeds, **terms, images=set_print(data))
     if task == "classify":
         base, reported_on = judge_folder(folder, data, resolved.seed)
         listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
     else:
         base, reported_on = judge_data(folder, data, resolved.seed)
-    runner = CellRunner(folder, resolved, base, ranking=shares[0] if searching else None, listed=listed)
     from yolo_adapruner.engine import runtime
 
+    watched = any(arm in arms_by_name.WATCHING for arm in wanted)
+    runner = CellRunner(
+        folder, resolved, base, ranking=shares[0] if searching else None, listed=listed, watched=watched
+    )
     numbers = range(resolved.seed, resolved.seed + seeds)
     run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
     facts: dict[str, Any] = {
@@ -142,7 +150,7 @@ def _terms(searching: bool, arms: Sequence[str], listed: Sequence[str]) -> dict[
     terms: dict[str, Any] = {}
     if searching:
         terms["prune"] = AUTO
-    elif tuple(arms) != _PLAIN:
+    elif tuple(arms) != PLAIN:
         terms["arms"] = list(arms)
     if listed:
         terms["kept"] = export.hash_paths(listed)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from yolo_adapruner.errors import RunError
-from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
+from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN, WATCHING
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
 
 Figures = dict[str, Any]
@@ -45,7 +45,7 @@ def plan(
     arms: Sequence[str] = (PRUNED, RANDOM),
     listed: tuple[str, float] | None = None,
 ) -> list[list[Cell]]:
-    """Return the grid as chains of cells, seed by seed; a cell builds on earlier cells of its own chain only.
+    """Return the grid as chains of cells, seed by seed; a cell builds on the first cell of its own chain only.
 
     Args:
         shares: prune shares.
@@ -55,10 +55,11 @@ def plan(
     """
     chains = []
     for seed in seeds:
-        chains.append([Cell(FULL, 0.0, EPOCHS, seed)])
-        for share in shares:
-            lists = [Cell(arm, share, budget, seed) for arm in arms for budget in (EPOCHS, UPDATES)]
-            chains.append([Cell(RUN, share, EPOCHS, seed), *lists])
+        grid = {share: [Cell(arm, share, b, seed) for arm in arms for b in (EPOCHS, UPDATES)] for share in shares}
+        watching = [cell for cells in grid.values() for cell in cells if cell.arm in WATCHING]
+        chains.append([Cell(FULL, 0.0, EPOCHS, seed), *watching])
+        for share, cells in grid.items():
+            chains.append([Cell(RUN, share, EPOCHS, seed), *(cell for cell in cells if cell.arm not in WATCHING)])
         if listed is not None:
             chains.append([Cell(*listed, budget, seed) for budget in (EPOCHS, UPDATES)])
     return chains

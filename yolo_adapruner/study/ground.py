@@ -14,7 +14,10 @@ import yaml
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, DataError, RunError
+from yolo_adapruner.study.arms import PLAIN
 from yolo_adapruner.study.baselines import listed_kept
+
+_PLAN = "plan.json"
 
 
 def set_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
@@ -40,14 +43,19 @@ def set_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
 
 
 def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, *, stem: str = "compare", **more: Any) -> Path:
-    """Return a new numbered folder, or the named one if it holds this very comparison.
+    """Return a new numbered folder, or the named one if it holds this comparison or a part of it.
+
+    A part has the same terms with fewer shares, seeds or arms, or without the given list: its cells are cells of this
+    one, so they stand, and the folder is this comparison's from now on.
 
     Args:
         config: the recipe.
         shares: prune shares.
         seeds: runs an arm.
         stem: name of a folder that is not named.
-        more: what else tells this comparison from others.
+        more: what else tells this comparison from others: `arms`, where they are not the plain ones; `kept`, what tells
+            a given list from others; `prune`, where the share is searched for; `images`, what tells the set from
+            others.
 
     Raises:
         ConfigError: the named folder holds another comparison.
@@ -56,16 +64,9 @@ def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, *, stem: s
     terms = {"config": config.model_dump(), "shares": list(shares), "seeds": seeds, **more}
     wanted = json.loads(json.dumps(terms, default=str))  # as it comes back; a YAML date has no JSON of its own
     project = Path(config.project).absolute()
-    if config.name is not None and (project / config.name / "plan.json").is_file():
+    if config.name is not None and (project / config.name / _PLAN).is_file():
         folder = project / config.name
-        try:
-            held = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            held = None
-        if held != wanted:
-            raise ConfigError(
-                f"Expected {folder} to hold this comparison, but it holds another: choose another --name."
-            )
+        _go_on(folder, wanted)
         return folder
     stem = config.name or stem
     number = 1
@@ -74,13 +75,59 @@ def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, *, stem: s
     folder = project / (stem if number == 1 else f"{stem}{number}")
     try:
         folder.mkdir(parents=True)
-        with export.replace_file(folder / "plan.json") as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+        _write_plan(folder, wanted)
     except OSError as error:
         raise RunError(
             f"Expected a writable place for {folder}, but: {error.strerror}; choose another --name."
         ) from None
     return folder
+
+
+def _go_on(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Make a folder's comparison the one that is wanted, if it is a part of it or the same.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    try:
+        held = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+        other = _beyond(held, wanted)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        other = "a plan that cannot be read"
+    if other:
+        raise ConfigError(
+            f"Expected {folder} to hold this comparison, or a part of it, but it holds another ({other}): choose "
+            "another --name, or ask for all that it holds and more."
+        )
+    if held != wanted:
+        _write_plan(folder, wanted)
+
+
+def _beyond(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What a comparison has that another lacks or has otherwise, in words; nothing where it is a part of it."""
+    before, now = held["config"], wanted["config"]
+    if differ := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        return f"other {', '.join(differ)}"
+    graded = {"config", "shares", "seeds", "arms", "kept", "prune", "images"}
+    if differ := [key for key in {**held, **wanted} if key not in graded and held.get(key) != wanted.get(key)]:
+        return f"other {', '.join(differ)}"
+    # A plan of an earlier version says nothing of the images.
+    if held.get("images", wanted.get("images")) != wanted.get("images"):
+        return "other images"
+    if held.get("prune") != wanted.get("prune") or (held.get("prune") and held["shares"] != wanted["shares"]):
+        return "shares found in another way"
+    lacking = {
+        "shares": [f"{share:g}" for share in held["shares"] if share not in wanted["shares"]],
+        "arms": [arm for arm in held.get("arms", PLAIN) if arm not in wanted.get("arms", PLAIN)],
+        "seeds": [str(held["seeds"])] if held["seeds"] > wanted["seeds"] else [],
+        "given list": ["another"] if held.get("kept", wanted.get("kept")) != wanted.get("kept") else [],
+    }
+    return "; ".join(f"{what} {', '.join(names)}" for what, names in lacking.items() if names)
+
+
+def _write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    with export.replace_file(folder / _PLAN) as temporary:
+        temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
 
 
 def judge_data(folder: Path, data: dict[str, Any], seed: int) -> tuple[Path, str]:
