@@ -12,7 +12,7 @@ from yolo_adapruner.config import RunConfig, load
 from yolo_adapruner.errors import DataError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "compare", "export")
+COMMANDS = ("train", "compare", "study", "export")
 
 
 def run(*words: str | Path, code: str = "") -> subprocess.CompletedProcess[str]:

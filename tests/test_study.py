@@ -289,7 +289,7 @@ def test_another_model_trains_on_the_very_images_that_the_first_one_kept(classif
 
 
 @pytest.mark.slow
-def test_the_command_studies_a_detector_side_by_side_and_says_where_it_lies(tmp_path, capsys):
+def test_the_command_studies_a_detector_and_says_where_it_lies(tmp_path, capsys):
     data = helpers.build_set(tmp_path / "set", train=20, val=8)
     model = helpers.write_architecture(tmp_path / "small.yaml")
     run = {"model": str(model), "data": str(data), **SMALL, "imgsz": 64, "project": str(tmp_path / "runs")}
