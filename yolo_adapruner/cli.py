@@ -130,7 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         "grid), shares (a tenth to eight tenths pruned), transfer (other models on what the config's model chose)",
     )
     _add_run_arguments(study)
-    study.add_argument("--prune", action=_Shares, nargs="+", metavar="SHARE", help="share or shares to remove; of shares 0.1 to 0.8 by default")
+    study.add_argument(
+        "--prune",
+        action=_Shares,
+        nargs="+",
+        metavar="SHARE",
+        help="share or shares to remove; of shares 0.1 to 0.8 by default",
+    )
     study.add_argument(
         "--vary",
         type=_varied,
