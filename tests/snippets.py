@@ -269,6 +269,11 @@ def _compare_leaves(words: list[str], out: str, run: Path) -> list[Path]:
     return [folder / "compare.json", folder / "compare.md", folder / "report.html"]
 
 
+def _study_leaves(words: list[str], out: str, run: Path) -> list[Path]:
+    folder = Path(out.rpartition("saved in ")[2].splitlines()[0].strip())
+    return [folder / "study.json", folder / "study.md", folder / "study.svg"]
+
+
 def _report_leaves(words: list[str], out: str, run: Path) -> list[Path]:
     page = Path(out.strip())
     assert ("Nothing has been compared yet" in page.read_text(encoding="utf-8")) == ("--compare" not in words)
@@ -279,6 +284,7 @@ LEAVES: dict[str, Callable[[list[str], str, Path], list[Path]]] = {
     "train": _train_leaves,
     "export": _export_leaves,
     "compare": _compare_leaves,
+    "study": _study_leaves,
     "report": _report_leaves,
 }
 """What a command must have left; a command that is not here has to end well, and no more."""

@@ -13,7 +13,7 @@ from yolo_adapruner.errors import DataError, RunError
 from yolo_adapruner.study.arms import CHOICES, PLAIN
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "compare", "export")
+COMMANDS = ("train", "compare", "study", "export")
 
 
 def run(*words: str | Path, code: str = "") -> subprocess.CompletedProcess[str]:

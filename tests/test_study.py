@@ -235,6 +235,14 @@ def test_terms_are_left_out_in_the_runs_themselves(classifiers):
     assert cells == {("all terms", FULL), ("all terms", RUN), ("no task", RUN)}
     manifest = json.loads((result.folder / "no-task" / "cells" / "one-run-0.25-s0" / "manifest.json").read_text())
     assert manifest["prune"]["terms"] == ["selection", "neutral", "compression"]
+    # Warm-up, joint stage, fine-tune: up to the end of the second, the network without the task term is the stock one.
+    full, whole, without = (
+        [{k: row[k] for k in ("train/loss", "val/loss")} for row in helpers.results(result.folder / place)[:2]]
+        for place in ("all-terms/cells/full-s0", *(f"{v}/cells/one-run-0.25-s0" for v in ("all-terms", "no-task")))
+    )
+    assert without == full
+    assert whole[0] == full[0]
+    assert whole[1]["train/loss"] < 0.6 * full[1]["train/loss"]
     assert all(np.isfinite(row.figures["outside"]) for row in result.masks)
     assert result.masks[1].alike >= 0
 
@@ -289,7 +297,7 @@ def test_another_model_trains_on_the_very_images_that_the_first_one_kept(classif
 
 
 @pytest.mark.slow
-def test_the_command_studies_a_detector_side_by_side_and_says_where_it_lies(tmp_path, capsys):
+def test_the_command_studies_a_detector_and_says_where_it_lies(tmp_path, capsys):
     data = helpers.build_set(tmp_path / "set", train=20, val=8)
     model = helpers.write_architecture(tmp_path / "small.yaml")
     run = {"model": str(model), "data": str(data), **SMALL, "imgsz": 64, "project": str(tmp_path / "runs")}

@@ -128,10 +128,16 @@ def _parser() -> argparse.ArgumentParser:
         choices=_QUESTIONS,
         metavar="QUESTION",
         help="warmup (with and without), terms (each of the objective's left out), scale (s and its schedule over a "
-        "grid), shares (10 to 80 %% pruned), transfer (other models on what the config's model chose)",
+        "grid), shares (a tenth to eight tenths pruned), transfer (other models on what the config's model chose)",
     )
     _add_run_arguments(study)
-    study.add_argument("--prune", action=_Shares, nargs="+", metavar="SHARE", help="share or shares to remove")
+    study.add_argument(
+        "--prune",
+        action=_Shares,
+        nargs="+",
+        metavar="SHARE",
+        help="share or shares to remove; of shares 0.1 to 0.8 by default",
+    )
     study.add_argument(
         "--vary",
         type=_varied,

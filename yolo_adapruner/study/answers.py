@@ -270,8 +270,8 @@ def draw(result: Study, out: Path) -> None:
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2)
     (_draw_shares if many else _draw_variants)(result, left, right)
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
+    for axes in (left, right):
+        axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     with replace_file(out) as temporary, rc_context({"svg.hashsalt": "study"}):
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
