@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export as module
+from yolo_adapruner.data import tables, texts
 from yolo_adapruner.data.explain import with_reasons
 from yolo_adapruner.data.export import Outcome, export, hash_paths, read, replace_file, scores_table, write
+from yolo_adapruner.data.texts import Texts
 from yolo_adapruner.errors import ConfigError, RunError
 
 FILES = ("scores.csv", "scores.parquet", "kept.txt", "dropped.txt", "pruned.yaml")
@@ -351,6 +354,69 @@ def test_a_run_without_pruning_is_written_again(tmp_path):
         export(folder, [0.1])
 
 
+def test_a_run_written_with_its_texts_as_arrays_of_str_is_read_and_written_alike(run):
+    """As all runs were before paths were kept in one run of bytes."""
+    before = {name: (run / name).read_bytes() for name in FILES}
+    outcome = read(run)[1]
+    texts = {name: np.array(list(values)) for name, values in outcome.columns.items() if values.dtype.kind in "UO"}
+    arrays_of(run, paths=np.array(list(outcome.paths)), **texts, **{"paths.lengths": None, "detail.lengths": None})
+    assert read(run)[1].paths == outcome.paths
+    export(run)
+    assert {name: (run / name).read_bytes() for name in FILES} == before
+
+
+def test_a_table_in_parts_is_the_table_whole(run, monkeypatch):
+    before = {name: (run / name).read_bytes() for name in FILES}
+    whole = pl.read_parquet(run / "scores.parquet")
+    for part in (tables, texts):
+        monkeypatch.setattr(part, "CHUNK", 7)
+    export(run)
+    assert {name: (run / name).read_bytes() for name in FILES if name != "scores.parquet"} == {
+        name: content for name, content in before.items() if name != "scores.parquet"
+    }
+    assert pl.read_parquet(run / "scores.parquet").equals(whole, null_equal=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants the device that is always full")
+@pytest.mark.parametrize("full", ["scores.csv", "scores.parquet"])
+def test_a_full_disk_is_an_os_error_whichever_table_it_stops(tmp_path, full):
+    @contextmanager
+    def replacing(target):
+        yield Path("/dev/full") if target.name == full else target
+
+    table = pl.DataFrame({"x": np.random.default_rng(0).random(9000)})
+    with pytest.raises(OSError, match="No space left"):
+        tables.write(tmp_path, 9000, lambda rows: table[rows], replacing)
+
+
+# Texts
+
+
+MANY = ["", "a", "Größe", "caf\udce9.jpg", "two\nlines", "猫 🐈", ""]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_texts_read_as_their_list(chunk, monkeypatch):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    found = Texts.of(MANY)
+    assert (list(found), len(found), found == MANY, found == MANY) == (MANY, 7, True, True)
+    assert [found[i] for i in range(-7, 7)] == MANY + MANY
+    for part in (slice(2, 5), slice(None), slice(3, 3), slice(5, 99), slice(None, None, -2)):
+        assert found[part] == MANY[part]
+    rows = np.array([True, False, True, True, False, True, False])
+    assert b"".join(found.lines(rows)) == "\nGröße\ncaf\udce9.jpg\n猫 🐈\n".encode("utf-8", "surrogateescape")
+    assert found != MANY[:-1]
+    assert found != [*MANY[:-1], "b"]
+    with pytest.raises(IndexError):
+        found[7]
+
+
+@pytest.mark.parametrize("lengths", [[3], [1], [3, -1], []])
+def test_texts_of_other_lengths_than_their_bytes_are_refused(lengths):
+    with pytest.raises(ValueError, match="of 3 bytes in all"):
+        Texts(np.zeros(3, np.uint8), np.array([*lengths, 1], np.int64))
+
+
 # Other shares
 
 
@@ -525,7 +591,7 @@ def test_an_export_that_fails_half_way_leaves_whole_files(run, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device", "scores.parquet")
 
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", fail)
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", fail)
     with pytest.raises(RunError, match="No space left on device"):
         module.export(run, [0.1])
     assert {name: (run / name).read_bytes() for name in FILES} == before

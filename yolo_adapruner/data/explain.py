@@ -31,10 +31,10 @@ def with_reasons(outcome: Outcome) -> Outcome:
     - detail: of a label suspect the kind of fault, of a duplicate the path of the kept image it is like, else "".
     """
     reason, kind, twin = explain(outcome.kept, evidence(outcome.columns, len(outcome.kept)))
-    paths = np.array([*outcome.paths, ""])
-    return replace(
-        outcome, columns={**outcome.columns, "reason": reason, "detail": np.where(twin >= 0, paths[twin], kind)}
-    )
+    # Objects: an array of str gives each row the room of the longest path.
+    detail = kind.astype(object)
+    detail[twin >= 0] = np.array([outcome.paths[row] for row in twin[twin >= 0]], object)
+    return replace(outcome, columns={**outcome.columns, "reason": reason, "detail": detail})
 
 
 def evidence(columns: Mapping[str, NDArray[Any]], n: int) -> Evidence:

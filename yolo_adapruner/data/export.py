@@ -7,7 +7,6 @@ and at other shares. Knows no Ultralytics and no model.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -24,8 +23,9 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.selection import select_kept, unknown_last
-from yolo_adapruner.data import classfolders, explain
+from yolo_adapruner.data import classfolders, explain, npz, tables
 from yolo_adapruner.data.keep import refuse_too_many
+from yolo_adapruner.data.texts import CHUNK, Texts
 from yolo_adapruner.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -128,11 +128,10 @@ def write(
         data: its content as Ultralytics resolved it (absolute split paths).
         manifest: what else the manifest shall say (versions, seed, settings).
     """
-    outcome = explain.with_reasons(outcome)
+    outcome = explain.with_reasons(replace(outcome, paths=Texts.of(outcome.paths)))
     with replace_file(folder / MASK) as temporary, temporary.open("wb") as stream:
-        arrays: dict[str, Any] = {"paths": np.array(outcome.paths), "kept": outcome.kept, **outcome.columns}
-        arrays |= explain.arrays(outcome.constraints)
-        np.savez_compressed(stream, **arrays)
+        arrays: dict[str, Any] = {"paths": outcome.paths, "kept": outcome.kept, **outcome.columns}
+        npz.write(stream, arrays | explain.arrays(outcome.constraints))
     settings = manifest.get("prune", {})
     content = {
         **manifest,
@@ -143,7 +142,7 @@ def write(
             "dropped": int((~outcome.kept).sum()),
             "list_sha256": hash_paths(outcome.paths),
         },
-        "mask_sha256": hashlib.sha256((folder / MASK).read_bytes()).hexdigest(),
+        "mask_sha256": _hash_file(folder / MASK),
         "columns": list(outcome.columns),
         "data": {"source": os.path.abspath(source), **_portable(data)},
     }
@@ -218,12 +217,12 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
             raise RunError(f"Expected a finished run in {folder}, but it has no {name}: finish the run with --resume.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8", errors="surrogateescape"))
-        if hashlib.sha256((folder / MASK).read_bytes()).hexdigest() != manifest["mask_sha256"]:
+        if _hash_file(folder / MASK) != manifest["mask_sha256"]:
             raise RunError(f"Expected the {MASK} that {folder / MANIFEST} names, but its content differs.")
         with np.load(folder / MASK, allow_pickle=False) as arrays:
-            paths = [str(p) for p in arrays["paths"]]
+            paths = npz.texts(arrays, "paths")
             constraints = explain.constraints_of(arrays, manifest["prune"].get("floor", 0.0), len(paths))
-            columns = {name: arrays[name] for name in manifest["columns"]}
+            columns = {name: npz.column(arrays, name) for name in manifest["columns"]}
             outcome = Outcome(paths, arrays["kept"], columns, constraints=constraints)
         _check(manifest, outcome)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -243,20 +242,38 @@ def pruned_data(folder: Path, data: Mapping[str, Any]) -> Path:
     return folder / ("pruned" if is_folder(data) else "pruned.yaml")
 
 
-def scores_table(outcome: Outcome) -> pl.DataFrame:
-    """Return the table behind scores.csv: a row an image, sorted by path."""
-    columns = {k: list(map(shown, v)) if v.dtype.kind == "U" else v for k, v in outcome.columns.items()}
-    return pl.DataFrame({"path": list(map(shown, outcome.paths)), "kept": outcome.kept, **columns})
+def scores_table(outcome: Outcome, rows: slice = slice(None)) -> pl.DataFrame:
+    """Return the table behind scores.csv, or some rows of it: a row an image, sorted by path."""
+    columns: dict[str, Any] = {"path": Texts.of(outcome.paths)[rows], "kept": outcome.kept[rows]}
+    columns |= {name: values[rows] for name, values in outcome.columns.items()}
+    for name, values in columns.items():
+        if name == "path" or values.dtype.kind in "UO":
+            columns[name] = pl.Series(name, list(map(shown, values)), dtype=pl.String)
+    return pl.DataFrame(columns)
 
 
 def shown(path: str) -> str:
     r"""Return a path as text. A file name may hold bytes that are no UTF-8; CSV cannot, so they are shown as \xe9."""
+    if path.isascii():
+        return str(path)
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def hash_paths(paths: Sequence[str]) -> str:
     """Return the hash an image list is recognised by: SHA-256 over the paths, a line each."""
-    return hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256()
+    for begin in range(0, len(paths), CHUNK):
+        head = "\n" if begin else ""
+        digest.update((head + "\n".join(paths[begin : begin + CHUNK])).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _hash_file(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -313,15 +330,11 @@ def _check(manifest: Mapping[str, Any], outcome: Outcome) -> None:
 
 
 def _write_files(folder: Path, outcome: Outcome, data: Mapping[str, Any], note: str = "") -> Path:
-    table = scores_table(outcome)
-    # Through memory: on a full disk polars' own writer raises errors of its own that say no errno.
-    _write_text(folder / "scores.csv", table.write_csv())
-    columns = io.BytesIO()
-    table.write_parquet(columns)
-    with replace_file(folder / "scores.parquet") as temporary:
-        temporary.write_bytes(columns.getvalue())
+    tables.write(folder, len(outcome.paths), lambda rows: scores_table(outcome, rows), replace_file)
+    paths = Texts.of(outcome.paths)
     for name, rows in (("kept.txt", outcome.kept), ("dropped.txt", ~outcome.kept)):
-        _write_text(folder / name, "".join(f"{p}\n" for p, row in zip(outcome.paths, rows, strict=True) if row))
+        with replace_file(folder / name) as temporary, temporary.open("wb") as stream:
+            stream.writelines(paths.lines(rows))
     if is_folder(data):
         kept = [path for path, row in zip(outcome.paths, outcome.kept, strict=True) if row]
         return classfolders.write(pruned_data(folder, data), kept, {**data["rest"], "train": data["source"] + "/train"})
@@ -344,7 +357,7 @@ def _write_history(target: Path, history: tuple[NDArray[np.int64], NDArray[np.ui
         target.unlink(missing_ok=True)  # of an earlier run in the same folder
         return
     with replace_file(target) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, epochs=history[0], weights=history[1])
+        npz.write(stream, {"epochs": history[0], "weights": history[1]})
 
 
 def _portable(data: Mapping[str, Any]) -> dict[str, Any]:

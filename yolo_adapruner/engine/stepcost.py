@@ -1,7 +1,7 @@
-"""What attribution costs a training step: Ultralytics' own trainer and ours, step by step in turn, in one process.
+"""What the mask costs a training step: Ultralytics' own trainer and ours, step by step in turn, in one process.
 
-Both sides run the step of Ultralytics' loop, loader included, on the same machine, threads, seed and recipe. Ours is in
-its joint stage, with weights on. What happens once an epoch is left out. Knows nothing of how attribution works.
+All sides run the step of Ultralytics' loop, loader included, on the same machine, threads, seed and recipe. Ours are in
+their joint stage, with weights on. What happens once an epoch is left out. Knows nothing of how the mask works.
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ from yolo_adapruner.errors import ConfigError
 
 _UNTIMED = 3  # steps a side before the clock counts: allocators, caches, the mosaic buffer
 _RESAMPLES = 2000
+PARTS: dict[str, dict[str, Any]] = {
+    "mask": {"judge": False, "redundancy": 0.0},
+    "mask, judge": {"judge": True, "redundancy": 0.0},
+    "mask, redundancy": {"judge": False},
+    "mask, judge, redundancy": {"judge": True},
+}
+"""What a step may do beside the stock one, and the method's settings for it; redundancy is the config's own."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Seconds on the wall; or those that this process computed, which other programs on the machine hardly change, but
+which do not count an accelerator's."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +67,27 @@ class StepCost:
     same_input: bool
 
 
-def measure(config: RunConfig, *, steps: int = 10, repeats: int = 15) -> StepCost:
-    """Return what the mask and its attribution cost a training step.
+def measure(config: RunConfig, *, steps: int = 10, repeats: int = 15, clock: str = "wall") -> StepCost:
+    """Return what the mask with all that the config asks of it costs a training step; as `measure_parts`."""
+    return measure_parts(config, {"masked": {}}, steps=steps, repeats=repeats, clock=clock)["masked"]
+
+
+def measure_parts(
+    config: RunConfig,
+    parts: Mapping[str, Mapping[str, Any]] = PARTS,
+    *,
+    steps: int = 10,
+    repeats: int = 15,
+    clock: str = "wall",
+) -> dict[str, StepCost]:
+    """Return what each of several kinds of masked step costs beside one stock step, by name, all in turn.
 
     Args:
-        config: the run; its recipe and seed serve both sides, its stages and epochs neither.
+        config: the run; its recipe and seed serve all sides, its stages and epochs none.
+        parts: settings of the method over the config's, by name.
         steps: steps a side in a round, >= 1.
         repeats: rounds, >= 2.
+        clock: one of `CLOCKS`.
 
     Raises:
         ConfigError: `steps` or `repeats` is out of range; or as `train`.
@@ -72,18 +96,21 @@ def measure(config: RunConfig, *, steps: int = 10, repeats: int = 15) -> StepCos
     if steps < 1 or repeats < 2:
         raise ConfigError(f"Expected steps >= 1 and repeats >= 2, but got steps {steps} and repeats {repeats}.")
     runtime.offer_font()
+    own = config.prune.model_dump()
     # Never in another stage, nor within close_mosaic of the end.
-    method = PruneConfig(share=config.prune.share or 0.1, warmup=0, joint=1.0)
+    stages = {"share": own["share"] or 0.1, "warmup": 0, "joint": 1.0}
     args = ultralytics_args(config) | {"epochs": 10_000, "plots": False, "verbose": False}
     with quiet(), TemporaryDirectory() as folder, one_line_errors(config.data):
-        kinds = {"stock": DetectionTrainer, "masked": AdaPruneTrainer.configured(method)}
-        sides = [_Side(kind, {**args, "save_dir": str(Path(folder, name))}) for name, kind in kinds.items()]
+        kinds: list[type[Any]] = [DetectionTrainer]
+        kinds += [AdaPruneTrainer.configured(PruneConfig(**{**own, **stages, **part})) for part in parts.values()]
+        places = [str(Path(folder, str(i))) for i in range(len(kinds))]
+        sides = [_Side(kind, {**args, "save_dir": place}, clock) for kind, place in zip(kinds, places, strict=True)]
         try:
             runtime.use_all_cores()
             state = _random_state()
             for side in sides:
                 side.open(state)
-            return _measure(sides[0], sides[1], steps, repeats)
+            return dict(zip(parts, _measure(sides, steps, repeats), strict=True))
         finally:
             for side in sides:
                 side.close()
@@ -124,8 +151,8 @@ def summarise(
 class _Side:
     """A trainer set up as for training, stepped from outside, with random states of its own."""
 
-    def __init__(self, kind: type[Any], overrides: Mapping[str, Any]) -> None:
-        self.trainer = kind(overrides=dict(overrides))
+    def __init__(self, kind: type[Any], overrides: Mapping[str, Any], clock: str) -> None:
+        self.trainer, self._clock = kind(overrides=dict(overrides)), CLOCKS[clock]
         self.picture: torch.Tensor | None = None
 
     def open(self, state: Any) -> None:
@@ -151,7 +178,7 @@ class _Side:
         trainer = self.trainer
         _set_random_state(self._state)
         self._wait()
-        began = time.perf_counter()
+        began = self._clock()
         batch = next(self._batches)
         trainer.run_callbacks("on_train_batch_start")
         kind = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
@@ -163,7 +190,7 @@ class _Side:
         trainer.optimizer_step()
         trainer.run_callbacks("on_train_batch_end")
         self._wait()
-        seconds = time.perf_counter() - began
+        seconds = self._clock() - began
         self._state = _random_state()
         self.picture = batch["img"]
         return seconds
@@ -181,22 +208,23 @@ class _Side:
         self.trainer.run_callbacks("teardown")
 
 
-def _measure(stock: _Side, masked: _Side, steps: int, repeats: int) -> StepCost:
+def _measure(sides: Sequence[_Side], steps: int, repeats: int) -> list[StepCost]:
+    """What each side but the first costs beside the first."""
     for _ in range(_UNTIMED):
-        stock.step()
-        masked.step()
-    seconds: dict[_Side, list[list[float]]] = {stock: [], masked: []}
-    same = True
+        for side in sides:
+            side.step()
+    seconds: list[list[list[float]]] = [[] for _ in sides]
+    same = [True] * len(sides)
     for _ in range(repeats):
         gc.collect()
-        for part in seconds.values():
+        for part in seconds:
             part.append([])
         for i in range(steps):
-            # Who goes first changes: the second finds warmer caches, and whatever drifts, drifts for both.
-            for side in (stock, masked) if i % 2 else (masked, stock):
-                seconds[side][-1].append(side.step())
-            same &= _equal(stock.picture, masked.picture)
-    return summarise(seconds[stock], seconds[masked], same_input=same)
+            # Who goes first changes: the next finds warmer caches, and whatever drifts, drifts for all.
+            for k in [(first + i) % len(sides) for first in range(len(sides))]:
+                seconds[k][-1].append(sides[k].step())
+            same = [known and _equal(sides[0].picture, side.picture) for known, side in zip(same, sides, strict=True)]
+    return [summarise(seconds[0], seconds[k], same_input=same[k]) for k in range(1, len(sides))]
 
 
 def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
