@@ -11,9 +11,10 @@ from ultralytics.utils import DEFAULT_CFG
 
 from yolo_adapruner.data.digits import build
 from yolo_adapruner.engine import labelcache
+from yolo_adapruner.engine.gradients import Gradients, gradients
 from yolo_adapruner.engine.splits import load_data
 from yolo_adapruner.errors import ConfigError
-from yolo_adapruner.study.agreement import Gradients, candidates, gradients, main, table
+from yolo_adapruner.study.agreement import candidates, main, table
 
 
 @pytest.fixture(scope="module")

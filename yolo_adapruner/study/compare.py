@@ -85,6 +85,9 @@ def compare(
             f"Expected images that a run compares with each other for the arm {arms_by_name.DUPLICATES}, but "
             f"{'a classifier' if task == 'classify' else 'prune.redundancy=0'} compares none: leave the arm out."
         )
+    from yolo_adapruner.engine import runtime
+    from yolo_adapruner.engine.splits import set_print
+
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
     terms = _terms(searching, wanted, listed)
     folder = folder_of(resolved, shares, seeds, **terms, images=set_print(data))
@@ -93,8 +96,6 @@ def compare(
         listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
     else:
         base, reported_on = judge_data(folder, data, resolved.seed)
-    from yolo_adapruner.engine import runtime
-
     watched = any(arm in arms_by_name.WATCHING for arm in wanted)
     runner = CellRunner(
         folder, resolved, base, ranking=shares[0] if searching else None, listed=listed, watched=watched
