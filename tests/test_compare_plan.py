@@ -508,9 +508,10 @@ def test_a_finished_cell_is_not_trained_again(folder, monkeypatch):
 
 
 def test_the_result_is_saved_as_numbers_and_as_a_table(tmp_path):
-    result = Comparison(tmp_path, comparison().rows, comparison(made=yaml.safe_load("2024-01-31")).facts)
     done = done_in(list(MAPS))
-    save(result, done)
+    facts = comparison(made=yaml.safe_load("2024-01-31")).facts
+    result = Comparison(tmp_path, comparison().rows, facts, list(done.values()))
+    save(result)
     saved = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
     assert [row["arm"] for row in saved["rows"]] == [row.arm for row in result.rows]
     assert saved["cells"] == list(done.values())

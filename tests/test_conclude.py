@@ -11,10 +11,12 @@ from tests.test_compare_plan import DATA, config_of
 from tests.test_evaluate import NAMES, crowded
 from yolo_adapruner.core.selection import random_kept
 from yolo_adapruner.data import export
+from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study import auto
 from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.conclude import Comparison, conclude, replicates, save
+from yolo_adapruner.study.elsewhere import read as read_elsewhere
 from yolo_adapruner.study.evaluate import coco_metrics, matched
 from yolo_adapruner.study.grid import plan
 from yolo_adapruner.study.interval import paired
@@ -31,6 +33,9 @@ FACTS = {
     "hardware": "2 cores",
     "jobs": 1,
     "task": "detect",
+    "set_print": "aa",
+    "list_print": "bb",
+    "elsewhere": [],
 }
 
 
@@ -175,13 +180,14 @@ def documented() -> dict[str, set[str]]:
 
 
 def test_every_key_of_compare_json_is_documented_and_no_other(comparison):
-    result, done = comparison
-    save(result, done)
+    result, _ = comparison
+    save(result)
     saved = json.loads((result.folder / "compare.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     doc = documented()
     assert doc["Top level"] == {*saved, "auto"}
     assert {frozenset(row) for row in saved["rows"]} == {frozenset(doc["rows"])}
-    assert {frozenset(cell) for cell in saved["cells"]} == {frozenset(doc["cells"])}
+    keys = {frozenset(doc["cells"] - ({"kept"} if cell["arm"] != RUN else set())) for cell in saved["cells"]}
+    assert {frozenset(cell) for cell in saved["cells"]} == keys
     intervals = [row[k] for row in saved["rows"] for k in ("versus_full", "versus_random") if row[k] is not None]
     assert {frozenset(found) for found in intervals} == {frozenset(doc["versus_full, versus_random"])}
     assert set().union(*saved["selection"]) == doc["selection"]
@@ -194,7 +200,7 @@ def test_one_seed_is_saved_as_null(tmp_path):
     runner = CellRunner(tmp_path, config, tmp_path / "data.yaml")
     done = {cell: finish(runner, cell) for chain in plan([SHARE], [0]) for cell in chain}
     result = conclude(runner, done, {**FACTS, "seeds": 1, "config": config.model_dump()})
-    save(result, done)
+    save(result)
     saved = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert saved["rows"][1]["versus_full"]["low"] is None
     assert all("inconclusive, one seed says nothing" in line for line in saved["verdicts"])
@@ -228,3 +234,88 @@ def test_the_answer_in_words():
     )
     none = auto.largest_within(lambda share: False, shares=[0.1, 0.2, 0.3])
     assert auto.line(none, 0.01).startswith("no share was shown to stay within your margin of 1 (tried: 10% no")
+
+
+# ---- cells from elsewhere ------------------------------------------------------------------------------------------
+
+
+def test_cells_taken_from_a_file_make_the_same_comparison_in_an_empty_folder(comparison, tmp_path):
+    result, done = comparison
+    save(result)
+    config = config_of(tmp_path)
+    taken = read_elsewhere([result.folder / "compare.json"], config, "aa", "bb")
+    assert taken.images == 25
+    runner = CellRunner(tmp_path, config, tmp_path / "data.yaml", elsewhere=taken)
+    again = conclude(runner, {cell: runner.finished(cell) for cell in done}, {**FACTS, "config": config.model_dump()})
+    for before, now in zip(result.rows, again.rows, strict=True):
+        assert (before.arm, before.map50_95, before.hours) == (now.arm, now.map50_95, now.hours)
+        if before.versus_full is not None:
+            assert now.versus_full.low == pytest.approx(before.versus_full.low, abs=2e-5)
+            assert now.versus_full.images == 25
+    assert again.facts["selection"] == result.facts["selection"]
+    (line,) = taken.sources
+    assert line == f"{len(done)} cells of compare.json: 2 cores; numpy x"
+
+
+def test_what_is_here_comes_before_what_is_elsewhere(comparison, tmp_path):
+    result, _ = comparison
+    save(result)
+    config = config_of(tmp_path)
+    taken = read_elsewhere([result.folder / "compare.json"], config, "aa", "bb")
+    runner = CellRunner(tmp_path, config, tmp_path / "data.yaml", elsewhere=taken)
+    cell = Cell(FULL, 0.0, EPOCHS, 1)
+    here = {**runner.finished(cell), "map50_95": 0.123}
+    runner.home(cell).mkdir(parents=True)
+    (runner.home(cell) / "cell.json").write_text(json.dumps(here))
+    assert runner.finished(cell)["map50_95"] == 0.123
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": {"epochs": 99}}, "same recipe in .*, but it has other epochs"),
+        ({"config": {"prune": {"tau": 0.123}}}, r"other prune\.tau"),
+        ({"set_print": "cc"}, "same images and labels"),
+        ({"cells": [{"arm": "full"}]}, "a cell lacks 'share'"),
+        ({"cells": None}, "Expected the compare.json of a finished comparison"),
+    ],
+)
+def test_a_file_that_is_not_of_this_comparison_is_refused_in_a_line(comparison, tmp_path, change, words):
+    result, _ = comparison
+    save(result)
+    content = json.loads((result.folder / "compare.json").read_text(encoding="utf-8"))
+    for key, value in change.items():
+        if key == "config":
+            for name, item in value.items():
+                content[key][name] = {**content[key][name], **item} if isinstance(item, dict) else item
+        else:
+            content[key] = value
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_elsewhere([tmp_path / "other.json"], config_of(tmp_path), "aa", "bb")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_file_that_is_no_comparison_is_refused_in_a_line(tmp_path, text):
+    (tmp_path / "no.json").write_text(text)
+    for file in ("no.json", "missing.json"):
+        with pytest.raises(ConfigError, match=r"Expected the compare.json of a finished comparison"):
+            read_elsewhere([tmp_path / file], config_of(tmp_path), "aa", "bb")
+
+
+def test_place_device_and_name_make_no_difference(comparison, tmp_path):
+    result, done = comparison
+    save(result)
+    config = config_of(tmp_path).model_copy(update={"data": "there/data.yaml", "device": "0", "name": "x"})
+    assert len(read_elsewhere([result.folder / "compare.json"], config, "aa", "bb").cells) == len(done)
+
+
+def test_a_given_list_is_taken_only_where_it_is_the_same(comparison, tmp_path):
+    result, _ = comparison
+    save(result)
+    content = json.loads((result.folder / "compare.json").read_text(encoding="utf-8"))
+    content["cells"] = [{**content["cells"][0], "arm": "given list", "share": 0.1}]
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    counts = [len(read_elsewhere([tmp_path / "list.json"], config_of(tmp_path), "aa", p).cells) for p in ("bb", "cc")]
+    assert counts == [1, 0]

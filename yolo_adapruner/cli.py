@@ -113,6 +113,13 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", type=int, default=3, metavar="N", help="runs per arm, seeds SEED..SEED+N-1 (default 3)"
     )
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
+    compare.add_argument(
+        "--cells",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="compare.json of the same recipe and images: do not run again what it holds",
+    )
     compare.add_argument("--ray", metavar="ADDRESS", help="train the cells on this Ray cluster, or local for one here")
     compare.add_argument("--cell-cpus", type=int, default=1, metavar="N", help="cores a cell on a cluster (default 1)")
     compare.add_argument(
@@ -305,6 +312,7 @@ def _compare(args: argparse.Namespace) -> None:
         kept=args.kept,
         margin=args.margin,
         ray=None if args.ray is None else Cluster(args.ray, args.cell_cpus, args.cell_gpus),
+        cells=args.cells,
     )
     show_comparison(result)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,37 @@ def set_print(data: dict[str, Any]) -> str:
         return str(get_hash([path for split in splits for path in classset.split_images(data[split])]))
     paths = [path for split in splits for path in split_images(data, split)]
     return str(get_hash(paths + img2label_paths(paths)))
+
+
+def content_print(data: dict[str, Any]) -> str:
+    """Return what a set is recognised by wherever it lies: its images' names and sizes in bytes, and its labels.
+
+    Args:
+        data: as `load_data` gives it.
+
+    Raises:
+        DataError: a split has no readable image.
+    """
+    found = hashlib.sha256()
+    for split in ("train", "val", "test"):
+        if not data.get(split):
+            continue
+        classify = data.get("task") == "classify"
+        paths = sorted(classset.split_images(data[split])) if classify else split_images(data, split)
+        labels = [""] * len(paths) if classify else img2label_paths(paths)
+        for path, label in zip(paths, labels, strict=True):
+            text = Path(label).read_bytes() if label and Path(label).is_file() else b""
+            found.update(f"{split} {relative(path, data)} {Path(path).stat().st_size} ".encode("utf-8", "replace"))
+            found.update(hashlib.sha256(text).digest())
+    return found.hexdigest()
+
+
+def relative(path: str, data: Mapping[str, Any]) -> str:
+    """Return an image's path inside its set, or its name alone where it lies elsewhere; with forward slashes."""
+    try:
+        return Path(path).relative_to(data["path"]).as_posix()
+    except (KeyError, ValueError):
+        return Path(path).name
 
 
 def box_classes(paths: Sequence[str]) -> list[list[int]]:

@@ -24,6 +24,7 @@ from yolo_adapruner.data import export
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.study import arms, folders
 from yolo_adapruner.study.baselines import equal_updates_epochs
+from yolo_adapruner.study.elsewhere import NOTHING, Elsewhere
 from yolo_adapruner.study.table import EPOCHS, Cell
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class CellRunner:
         listed: what a given list keeps.
         runs: folder of the comparison whose runs the arms' lists are cut from; None for this one's own.
         watched: watch the trainings on everything, for arms of `arms.WATCHING`.
+        elsewhere: cells that are finished though their folders are not here.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class CellRunner:
     listed: tuple[str, ...] = ()
     runs: Path | None = None
     watched: bool = False
+    elsewhere: Elsewhere = NOTHING
 
     def home(self, cell: Cell) -> Path:
         """Return the cell's folder."""
@@ -65,8 +68,11 @@ class CellRunner:
         try:
             figures = json.loads((self.home(cell) / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
-        return figures if isinstance(figures, dict) and figures.keys() >= _FIGURES else None
+            figures = None
+        if isinstance(figures, dict) and figures.keys() >= _FIGURES:
+            return figures
+        taken = self.elsewhere.cells.get(cell)
+        return None if taken is None else dict(taken)
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
         """Return the cell's figures, running what is left of it to run."""
@@ -93,15 +99,19 @@ class CellRunner:
 
     def _watch_again(self, full: Cell) -> None:
         """Train the arm on everything once more, bit for bit, where it was finished before anyone wanted to watch."""
-        if "forgotten" not in export.read(self.home(full))[1].columns:
+        home = self.home(full)
+        if not (home / RECORD).is_file() or "forgotten" not in export.read(home)[1].columns:
             config = self.config.model_copy(update={"seed": full.seed, "data": str(self.base)})
-            train(config.with_prune(0.0), self.home(full) / AGAIN, watched=True)
+            train(config.with_prune(0.0), home / AGAIN, watched=True)
 
     def _chosen_from(self, cell: Cell, share: float) -> export.Outcome:
         """What the list of a cell is cut from: the run of its seed at a share, or the watched training."""
         chooser = self if self.runs is None else replace(self, folder=self.runs)
         if cell.arm not in arms.WATCHING:
-            return export.read(chooser.home(Cell(arms.RUN, share, EPOCHS, cell.seed)))[1]
+            chosen = Cell(arms.RUN, share, EPOCHS, cell.seed)
+            if chosen in self.elsewhere.cells and not (chooser.home(chosen) / RECORD).is_file():
+                self._run(chosen)  # its figures were known, its list is not
+            return export.read(chooser.home(chosen))[1]
         home = chooser.home(Cell(arms.FULL, 0.0, EPOCHS, cell.seed))
         return export.read(home / AGAIN if (home / AGAIN).is_dir() else home)[1]
 

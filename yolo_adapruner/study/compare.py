@@ -18,7 +18,7 @@ from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import classfolders, export
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study import arms as arms_by_name
-from yolo_adapruner.study import auto, grid
+from yolo_adapruner.study import auto, elsewhere, grid
 from yolo_adapruner.study.arms import FULL, LISTED, PLAIN, PRUNED, RUN
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.closing import report_comparison
@@ -44,6 +44,7 @@ def compare(
     kept: str | Path | None = None,
     margin: float = 0.5,
     ray: str | Cluster | None = None,
+    cells: Sequence[str | Path] = (),
     config: PruneConfig | None = None,
     **overrides: Any,
 ) -> Comparison:
@@ -66,6 +67,7 @@ def compare(
         margin: points of mAP (0 to 100) that may be lost, >= 0.
         ray: run the cells on this Ray cluster, an address or "local" where a core a cell is enough; the project and
             the data set must lie where every machine sees them. None: in processes of this machine.
+        cells: compare.json files of the same recipe on the same images; cells that they hold count as finished.
         config: settings of the method, in place of the run config's `prune:` section.
         overrides: settings that win over the run config.
 
@@ -86,9 +88,12 @@ def compare(
             f"{'a classifier' if task == 'classify' else 'prune.redundancy=0'} compares none: leave the arm out."
         )
     from yolo_adapruner.engine import runtime
-    from yolo_adapruner.engine.splits import set_print
+    from yolo_adapruner.engine.splits import content_print, relative, set_print
 
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
+    content = content_print(data)
+    list_print = export.hash_paths(sorted(relative(path, data) for path in listed))
+    taken = elsewhere.read(cells, resolved, content, list_print)
     terms = _terms(searching, wanted, listed)
     folder = folder_of(resolved, shares, seeds, **terms, images=set_print(data))
     if task == "classify":
@@ -98,7 +103,13 @@ def compare(
         base, reported_on = judge_data(folder, data, resolved.seed)
     watched = any(arm in arms_by_name.WATCHING for arm in wanted)
     runner = CellRunner(
-        folder, resolved, base, ranking=shares[0] if searching else None, listed=listed, watched=watched
+        folder,
+        resolved,
+        base,
+        ranking=shares[0] if searching else None,
+        listed=listed,
+        watched=watched,
+        elsewhere=taken,
     )
     numbers = range(resolved.seed, resolved.seed + seeds)
     run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
@@ -115,6 +126,9 @@ def compare(
         ),
         "jobs": jobs,
         "task": task,
+        elsewhere.SET: content,
+        elsewhere.LIST: list_print,
+        "elsewhere": list(taken.sources),
     }
     if searching:
         done, facts["auto"] = _search(runner, numbers, margin / 100, run_cells)
@@ -122,8 +136,9 @@ def compare(
         chains = grid.plan(shares, numbers, arms=wanted, listed=(LISTED, listed_share) if listed else None)
         done = run_cells(chains)
     result = conclude(runner, done, facts)
-    save(result, done)
-    shown = next((cell for cell in sorted(done, key=lambda c: (c.share, c.seed)) if cell.arm == RUN), None)
+    save(result)
+    runs = sorted((cell for cell in done if cell.arm == RUN), key=lambda c: (c.share, c.seed))
+    shown = next((cell for cell in runs if (runner.home(cell) / export.MANIFEST).is_file()), None)
     if shown is not None:
         report_comparison(folder, runner.home(shown))
     return result
@@ -197,7 +212,7 @@ def _search(
 
     def within(share: float) -> bool:
         cells.update(run_cells([[Cell(PRUNED, share, UPDATES, s)] for s in seeds]))
-        drawn, images = replicates(runner, list(cells))
+        drawn, images = replicates(runner, list(cells), runner.elsewhere)
         row = next(r for r in summarise(cells, drawn, images=images) if (r.arm, r.share) == (PRUNED, share))
         assert row.versus_full is not None
         base = statistics.fmean(row.map50_95) - row.versus_full.mean

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.data import export
-from yolo_adapruner.study import ledger
+from yolo_adapruner.study import elsewhere, ledger
 from yolo_adapruner.study.arms import FULL, PRUNED, RUN
 from yolo_adapruner.study.cells import MATCHES, CellRunner
+from yolo_adapruner.study.elsewhere import NOTHING, Elsewhere
 from yolo_adapruner.study.matches import Matches, draws, mean_ap, same_images
 from yolo_adapruner.study.table import EPOCHS, Cell, Row, class_table, summarise, table, verdicts, words
 from yolo_adapruner.study.topk import Ranks
@@ -43,6 +44,7 @@ class Comparison:
     folder: Path
     rows: list[Row]
     facts: dict[str, Any]
+    cells: Sequence[Mapping[str, Any]] = ()
 
     def table(self) -> str:
         """Return the table in Markdown, in points of mAP (0 to 100)."""
@@ -50,7 +52,8 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """Return what the table means, a line each: verdicts, hours, agreement with chance."""
-        return [*self.facts.get("verdicts", ()), *(entry["line"] for entry in self.facts.get("selection", ()))]
+        said = [*self.facts.get("verdicts", ()), *(entry["line"] for entry in self.facts.get("selection", ()))]
+        return [*said, *self.facts.get("elsewhere", ())]
 
     def report(self) -> str:
         """Return all of it in Markdown: table, what it means, figures by size and class."""
@@ -61,38 +64,66 @@ class Comparison:
 
 def conclude(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]], facts: Mapping[str, Any]) -> Comparison:
     """Return the comparison that finished cells make: rows with their intervals, verdicts, hours, agreement."""
-    drawn, images = replicates(runner, list(done))
+    drawn, images = replicates(runner, list(done), runner.elsewhere)
     rows = summarise(done, drawn, images=images)
+    kept = _kept_sets(runner, [cell for cell in done if cell.arm == RUN])
+    cells = [{**figures, **_beside(cell, drawn, kept)} for cell, figures in done.items()]
     gap = max(abs(d["map50_95"] - d["ultralytics_map50_95"]) for d in done.values())
     more = {
         "largest_gap_to_ultralytics": gap,
         "verdicts": verdicts(rows, facts["margin"] / 100, words(facts).unit),
-        "selection": _selection(runner, done),
+        "selection": _selection(kept, done),
+        elsewhere.IMAGES: images,
     }
     if "auto" in facts:
         more["verdicts"] = [*more["verdicts"], facts["auto"]["line"]]
-    return Comparison(runner.folder, rows, {**facts, **more})
+    return Comparison(runner.folder, rows, {**facts, **more}, cells)
 
 
-def replicates(runner: Judged, cells: Sequence[Cell]) -> tuple[dict[Cell, NDArray[np.float64]] | None, int]:
+def _beside(
+    cell: Cell, drawn: Mapping[Cell, NDArray[np.float64]] | None, kept: Mapping[Cell, NDArray[np.bool_]]
+) -> dict[str, str]:
+    """What a cell's figures need beside them to stand for the cell elsewhere."""
+    found = {} if drawn is None else {elsewhere.DRAWS: elsewhere.as_text(drawn[cell])}
+    return {**found, **({elsewhere.KEPT: elsewhere.as_hex(kept[cell])} if cell in kept else {})}
+
+
+def _kept_sets(runner: CellRunner, runs: Sequence[Cell]) -> dict[Cell, NDArray[np.bool_]]:
+    """What each run kept, (N,) in the order of the images' paths; of the runs that it is known of."""
+    found = {}
+    for cell in runs:
+        if (runner.home(cell) / export.MANIFEST).is_file():
+            found[cell] = export.read(runner.home(cell))[1].kept
+        elif (kept := runner.elsewhere.kept(cell)) is not None:
+            found[cell] = kept
+    return found
+
+
+def replicates(
+    runner: Judged, cells: Sequence[Cell], taken: Elsewhere = NOTHING
+) -> tuple[dict[Cell, NDArray[np.float64]] | None, int]:
     """Return each cell's mAP, or top-1, on the same draws of the test images, (B,), and the number of images.
 
     None and 0 where a cell has no hits saved, as those of earlier versions have not.
     """
-    if not all((runner.home(cell) / MATCHES).is_file() for cell in cells):
+    here = [cell for cell in cells if (runner.home(cell) / MATCHES).is_file()]
+    there = {cell: values for cell in set(cells) - set(here) if (values := taken.draws(cell)) is not None}
+    if len(here) + len(there) < len(cells):
         return None, 0
     load = Ranks.load if runner.base.is_dir() else Matches.load
-    passes: dict[Cell, Matches | Ranks] = {cell: load(runner.home(cell) / MATCHES) for cell in cells}
-    if not same_images(list(passes.values())):
+    passes: dict[Cell, Matches | Ranks] = {cell: load(runner.home(cell) / MATCHES) for cell in here}
+    counts = {len(f.paths) for f in passes.values()} | ({taken.images} if there else set())
+    if len(counts) > 1 or not same_images(list(passes.values())):
         return None, 0
-    n = len(passes[cells[0]].paths)
+    n = counts.pop()
     weights = draws(n, RESAMPLES)
-    return {c: f.top(1, weights) if isinstance(f, Ranks) else mean_ap(f, weights) for c, f in passes.items()}, n
+    own = {c: f.top(1, weights) if isinstance(f, Ranks) else mean_ap(f, weights) for c, f in passes.items()}
+    return {**own, **there}, n
 
 
-def save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
+def save(result: Comparison) -> None:
     """Write compare.json and compare.md into the comparison's folder."""
-    content = {**result.facts, "rows": [asdict(row) for row in result.rows], "cells": list(done.values())}
+    content = {**result.facts, "rows": [asdict(row) for row in result.rows], "cells": list(result.cells)}
     writers: dict[str, Callable[[], str]] = {
         "compare.json": lambda: json.dumps(strict(content), indent=2, default=str, allow_nan=False) + "\n",
         "compare.md": lambda: result.report() + "\n",
@@ -102,8 +133,8 @@ def save(result: Comparison, done: Mapping[Cell, Mapping[str, Any]]) -> None:
             temporary.write_text(text(), encoding="utf-8")
 
 
-def _selection(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What choosing cost and saved, and how far the seeds agree, an entry a share; only of runs that are at hand."""
+def _selection(kept: Mapping[Cell, NDArray[np.bool_]], done: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What choosing cost and saved, and how far the seeds agree on what is kept, an entry a share."""
 
     def hours(arm: str, share: float, budget: str) -> list[float]:
         return [float(f["hours"]) for c, f in done.items() if (c.arm, c.share, c.budget) == (arm, share, budget)]
@@ -115,14 +146,10 @@ def _selection(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]]) -> li
             book = ledger.ledger(hours(RUN, share, EPOCHS), hours(FULL, 0.0, EPOCHS), kept_hours)
             line = ledger.ledger_line(f"{what}, equal epochs", book)
             entries.append({"share": share, "kind": "hours", **asdict(book), "line": line})
-        runs = sorted((c for c in done if c.arm == RUN and c.share == share), key=lambda cell: cell.seed)
-        outcomes = [export.read(runner.home(cell))[1] for cell in runs]
-        if (
-            len(outcomes) > 1
-            and len({tuple(o.paths) for o in outcomes}) == 1
-            and not any(o.kept.all() for o in outcomes)
-        ):
-            agreed = ledger.overlap(np.stack([o.kept for o in outcomes]))
+        runs = sorted((c for c in kept if c.share == share), key=lambda cell: cell.seed)
+        chosen = [kept[cell] for cell in runs]
+        if len(chosen) > 1 and len({len(c) for c in chosen}) == 1 and not any(c.all() for c in chosen):
+            agreed = ledger.overlap(np.stack(chosen))
             line = ledger.overlap_line(what, agreed)
             entries.append(
                 {"share": share, "kind": "overlap", **asdict(agreed), "learned": agreed.learned, "line": line}
