@@ -66,11 +66,9 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         return Groups.of(np.arange(len(self.paths)), self._classes, [CLASS] * len(names), names)
 
     def _judge(self) -> tuple[None, int]:
-        self._rehearsal = None
         return None, len(self.channels)
 
     def _likeness(self, model: Any) -> tuple[int, None]:
-        self._features = None
         return 0, None
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
