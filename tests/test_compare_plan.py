@@ -390,6 +390,13 @@ def test_a_file_in_the_way_of_the_folder_is_named(tmp_path):
         folder_of(config_of(tmp_path / "runs"), [0.1], 3)
 
 
+def test_without_ray_nothing_is_made(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import fails
+    with pytest.raises(ConfigError, match=r"^Expected Ray for --ray, but it is not installed: pip install"):
+        compare("run.yaml", prune=0.5, seeds=2, ray="local", project=home / "runs", batch=2)
+    assert not (home / "runs").exists()
+
+
 # What chooses and what reports
 
 

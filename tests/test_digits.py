@@ -189,7 +189,7 @@ def test_true_boxes_lie_inside_and_hardly_overlap(clean: Path) -> None:
 
 
 def test_boxes_are_tight_on_the_ink() -> None:
-    scan, _cls = next((s, c) for s, c in zip(*digits._load_scans(), strict=True) if c == 2)
+    scan, _cls = next((s, c) for s, c in zip(*digits.load_scans(), strict=True) if c == 2)
     for side in (22, 40, 56):
         ink = digits.render_digit(scan, side, np.random.default_rng(side))
         assert max(ink.shape) == side
@@ -201,7 +201,7 @@ def test_boxes_are_tight_on_the_ink() -> None:
 def test_the_label_file_says_where_the_digit_was_painted() -> None:
     ground = np.random.default_rng(7)
     scans = digits.Scans(
-        [np.stack([s for s, c in zip(*digits._load_scans(), strict=True) if c == k]) for k in range(10)]
+        [np.stack([s for s, c in zip(*digits.load_scans(), strict=True) if c == k]) for k in range(10)]
     )
     scene = digits.draw_scene(scans, 160, 1, ground)
     x1, y1, x2, y2 = scene.boxes[0].astype(int)

@@ -8,6 +8,7 @@ import pytest
 from tests.test_evaluate import NAMES, crowded, hand_made, image
 from yolo_adapruner.data.boxes import ImageDetections
 from yolo_adapruner.errors import DataError, RunError
+from yolo_adapruner.study import matches
 from yolo_adapruner.study.evaluate import coco_metrics, matched
 from yolo_adapruner.study.matches import Matches, average_precision, draws, mean_ap, same_images
 
@@ -104,3 +105,11 @@ def test_passes_over_other_images_cannot_be_paired():
     one, other = matched(crowded(9, 5), NAMES), matched(crowded(8, 5), NAMES)
     assert same_images([one, one])
     assert not same_images([one, other])
+
+
+def test_places_of_recalls_are_those_of_a_search_at_and_around_the_grid():
+    rng = np.random.default_rng(0)
+    near = [matches.RECALLS, np.nextafter(matches.RECALLS, 0), np.nextafter(matches.RECALLS, 2).clip(0, 1)]
+    recall = np.sort([np.concatenate((*near, rng.permutation(total + 1)[:50] / total)) for total in range(49, 300)])
+    expected = [np.searchsorted(row, matches.RECALLS) for row in recall]
+    np.testing.assert_array_equal(matches._below(recall), expected)

@@ -424,9 +424,14 @@ def swap_names(folder) -> None:
         (forget_scores, "Expected a run that scored its images to start from"),
         (lambda f: other_manifest(f, train__task="segment"), "Expected a run for detect .* is for segment"),
         (lambda f: other_manifest(f, prune__tau=0.5), r"judged its images by, but tau 0.5 → 0.25"),
+        (lambda f: other_manifest(f, prune__judge=False), r"judged its images by, but judge False → True"),
+        (lambda f: other_manifest(f, prune__redundancy=0.0), r"judged its images by, but redundancy 0.0 → 2.0"),
         (swap_names, "Expected the class names of .*broken, but 0 square → disc, 1 disc → square"),
     ],
-    ids=["gone", "no mask", "torn mask", "torn manifest", "torn prints", "no scores", "task", "tau", "classes"],
+    ids=[
+        *("gone", "no mask", "torn mask", "torn manifest", "torn prints", "no scores", "task"),
+        *("tau", "judge", "redundancy", "classes"),
+    ],
 )
 def test_a_run_that_cannot_be_started_from_is_one_line_and_leaves_nothing(old, place, capsys, harm, words_said):
     shutil.rmtree(place / "broken", ignore_errors=True)

@@ -281,8 +281,8 @@ class Pruner:
         evidence = np.minimum(self.record.area, 1)
         channels = readings[:, : self.channels]
         rehearsed = np.full_like(readings, np.nan) if self._rehearsed is None else self._rehearsed.means()
-        judged = self.suspicion.learn(readings, rehearsed, evidence)
-        self.moments.add(np.column_stack((channels, surprise(channels) if judged is None else judged)), evidence)
+        judgement = self.suspicion.learn(readings, rehearsed, evidence)
+        self.moments.add(np.column_stack((channels, surprise(channels) if judgement is None else judgement)), evidence)
         self.seen += self.record.area
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         suspected = self.suspicion.signal

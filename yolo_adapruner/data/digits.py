@@ -102,7 +102,12 @@ def split_scans(images: Array, targets: Array, rng: np.random.Generator) -> list
 
 
 @cache
-def _load_scans() -> tuple[Array, Array]:
+def load_scans() -> tuple[Array, Array]:
+    """Return scikit-learn's legible scans (n, 8, 8), floats from 0 to 1, and their classes (n,).
+
+    Raises:
+        DataError: scikit-learn is missing.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as err:
@@ -189,7 +194,16 @@ def draw_background(size: int, rng: np.random.Generator) -> Array:
     return np.asarray(np.clip(base + ground[..., None] + tint, 15, 240), np.float32)
 
 
-def _paint(canvas: Array, ink: Array, x: int, y: int, rng: np.random.Generator) -> None:
+def paint(canvas: Array, ink: Array, x: int, y: int, rng: np.random.Generator) -> None:
+    """Paint ink onto a canvas, in place, in a drawn colour that stands out from the ground under it.
+
+    Args:
+        canvas: picture (H, W, 3), floats from 0 to 255.
+        ink: opacity (h, w), 0 to 1, that fits there.
+        x: column of its upper left corner.
+        y: row of it.
+        rng: the stream all choices come from.
+    """
     height, width = ink.shape
     patch = canvas[y : y + height, x : x + width]
     mean = float(patch.mean())
@@ -229,7 +243,7 @@ def draw_scene(scans: Scans, size: int, digits: int, rng: np.random.Generator) -
             y = int(rng.integers(margin, size - margin - height + 1))
             box = np.array([[x, y, x + width, y + height]], float)
             if not (iou(box, boxes) > _MAX_IOU).any():
-                _paint(canvas, ink, x, y, rng)
+                paint(canvas, ink, x, y, rng)
                 boxes, classes = np.concatenate([boxes, box]), [*classes, cls]
                 break
     canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.7)))
@@ -368,7 +382,7 @@ def _draw_train(scans: Scans, size: int, counts: dict[str, int], rng: np.random.
 def _draw_all(recipe: dict[str, Any]) -> dict[str, list[Scene]]:
     """Draw all splits. Each has a stream of its own: val and test stay the same whatever is asked of train."""
     deal, *streams, faults = np.random.default_rng(recipe["seed"]).spawn(2 + len(SPLITS))
-    scans = [Scans(part) for part in split_scans(*_load_scans(), deal)]
+    scans = [Scans(part) for part in split_scans(*load_scans(), deal)]
     counts = {"train": recipe["train"], **{k: round(recipe[k] * recipe["train"]) for k in ("duplicates", "empty")}}
     drawn = {"train": _draw_train(scans[0], recipe["size"], counts, streams[0])}
     for split, part, rng in zip(SPLITS[1:], scans[1:], streams[1:], strict=True):

@@ -48,7 +48,7 @@ def draw_picture(scan: Array, digit: int, rng: np.random.Generator) -> Picture:
     canvas = digits.draw_background(_SIZE, rng)
     ink = digits.render_digit(scan, round(_SIZE * rng.uniform(*_INK)), rng)
     y, x = (int(rng.integers(1, _SIZE - side)) for side in ink.shape)
-    digits._paint(canvas, ink, x, y, rng)
+    digits.paint(canvas, ink, x, y, rng)
     canvas = canvas + rng.normal(0, rng.uniform(1, 5), canvas.shape)
     return Picture(np.clip(canvas, 0, 255).round().astype(np.uint8), digit, digit)
 
@@ -136,7 +136,7 @@ def build(
 
 def _draw(recipe: dict[str, Any]) -> dict[str, list[Picture]]:
     rng = np.random.default_rng([recipe["seed"], 32])
-    images, targets = digits._load_scans()
+    images, targets = digits.load_scans()
     copies = round(recipe["duplicates"] * recipe["train"])
     drawn = {}
     for split, parts in zip(digits.SPLITS, digits.split_scans(images, targets, rng), strict=True):

@@ -112,6 +112,8 @@ class AdaPruneMixin(Resumable):
         self._entered: tuple[Stage | None, Any] | None = None
         self._columns: dict[str, float] = {}
         self._started: dict[str, Any] | None = None
+        self._rehearsal: Rehearsal | None = None
+        self._features: FeatureTap | None = None
         super().__init__(cfg, overrides, _callbacks)
         runtime.use_all_cores(max(1, runtime.cores() // WORLD_SIZE))
         if RANK in {-1, 0}:
@@ -196,8 +198,6 @@ class AdaPruneMixin(Resumable):
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         self._tap = self._tapped(model)
-        self._rehearsal: Rehearsal | None = None
-        self._features: FeatureTap | None = None
         if share:
             self._set_up_pruner(model)
         if self.planner is not None:
@@ -536,8 +536,10 @@ class AdaPruneMixin(Resumable):
         """Return how long the vector is by which images are compared, 0 if they are not, and where their boxes lie."""
         # A compiled forward runs no hooks.
         features = dimensions(len(self.paths)) if self.prune_config.redundancy and not self.args.compile else 0
-        self._features = FeatureTap(model.model[-1], features) if features else None
-        return features, images.layout(self.train_loader.dataset, self.paths) if features else None
+        if not features:
+            return 0, None
+        self._features = FeatureTap(model.model[-1], features)
+        return features, images.layout(self.train_loader.dataset, self.paths)
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
         """Return the part of a training set that is kept."""

@@ -23,7 +23,7 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import runtime, state
 from yolo_adapruner.errors import RunError
 
-_JUDGED_BY = ("tau", "clip", "terms")
+_JUDGED_BY = ("tau", "clip", "terms", "judge", "redundancy")
 """Settings behind a logit's meaning; others change when and how far the mask moves, which can be allowed for."""
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.engine.gradients import Gradients, gradients
 from yolo_adapruner.engine.splits import load_data
-from yolo_adapruner.errors import AdaPrunerError
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.planted import auroc
 from yolo_adapruner.study.truth import CLEAN, LABEL_KINDS, Truth, load_truth
 
@@ -100,7 +100,8 @@ def measure(weights: Sequence[str | Path], data: str, truth: Mapping[str, Truth]
     return table(mean, kinds)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True)
@@ -108,12 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", nargs="+", required=True, help="checkpoints of one training on it")
     parser.add_argument("--imgsz", type=int, default=160)
     args = parser.parse_args(argv)
-    try:
-        print(measure(args.weights, args.data, load_truth(args.truth), args.imgsz))
-    except AdaPrunerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    print(measure(args.weights, args.data, load_truth(args.truth), args.imgsz))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from yolo_adapruner.core.signal import channel_surprise, surprise
 from yolo_adapruner.engine.channels import CHANNELS
 from yolo_adapruner.engine.judge import Verdict, judge
 from yolo_adapruner.engine.readings import OBJECT
-from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
+from yolo_adapruner.errors import ConfigError, DataError
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.planted import auroc
 from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, LABEL_KINDS
 
@@ -256,7 +257,8 @@ def confusion(recs: Sequence[Recording]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table of the recordings named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recordings", nargs="+", type=Path, metavar="REC.npz")
@@ -265,18 +267,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--clean", action="store_true", help="judge by the averaged model without augmentation")
     args = parser.parse_args(argv)
-    try:
-        low, high = args.window
-        if not 0 <= low < high <= 1:
-            raise ConfigError(f"Expected a window of two rising shares in [0, 1], but got {low:g} {high:g}.")
-        recs = [load(file, (low, high), clean=args.clean) for file in args.recordings]
-        print(table(recs))
-        if all(rec.rehearsed is not None for rec in recs):
-            print(f"\n{confusion(recs)}")
-    except AdaPrunerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    low, high = args.window
+    if not 0 <= low < high <= 1:
+        raise ConfigError(f"Expected a window of two rising shares in [0, 1], but got {low:g} {high:g}.")
+    recs = [load(file, (low, high), clean=args.clean) for file in args.recordings]
+    print(table(recs))
+    if all(rec.rehearsed is not None for rec in recs):
+        print(f"\n{confusion(recs)}")
 
 
 if __name__ == "__main__":

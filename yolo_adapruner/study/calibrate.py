@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from yolo_adapruner.study import simulate
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.evaluate import paired_difference
 from yolo_adapruner.study.interval import paired
 from yolo_adapruner.study.simulate import Study, World
@@ -148,7 +149,8 @@ def table(results: Mapping[str, Calibration], studies: int) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the studies of each world and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=1000, metavar="N", help="studies a world (default 1000)")
@@ -163,7 +165,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if args.out:
         args.out.write_text(text + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

@@ -48,6 +48,23 @@ class Cluster:
             )
 
 
+def installed() -> Any:
+    """Return Ray.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and hide GPUs from cells that reserve none
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "Expected Ray for --ray, but it is not installed: pip install 'yolo-adapruner[ray]'."
+        ) from None
+    return ray
+
+
 def run_on_cluster(
     chains: Sequence[Sequence[Cell]],
     runner: Runner,
@@ -145,14 +162,7 @@ def _run_cell(runner: Runner, cell: Cell, threads: int, version: str, _after: An
 
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and hide GPUs from cells that reserve none
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(
-            "Expected Ray for --ray, but it is not installed: pip install 'yolo-adapruner[ray]'."
-        ) from None
+    ray = installed()
     where = {"include_dashboard": False} if cluster.address == LOCAL else {"address": cluster.address}
     already = ray.is_initialized()
     try:

@@ -22,7 +22,7 @@ from yolo_adapruner.study import auto, elsewhere, grid
 from yolo_adapruner.study.arms import FULL, LISTED, PLAIN, PRUNED, RUN
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.closing import report_comparison
-from yolo_adapruner.study.cluster import Cluster, run_on_cluster
+from yolo_adapruner.study.cluster import Cluster, installed, run_on_cluster
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
 from yolo_adapruner.study.folders import judge_folder
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images, set_of
@@ -186,6 +186,7 @@ def _cluster(ray: str | Cluster | None, jobs: int, config: RunConfig) -> Cluster
         raise ConfigError(
             f"Expected the cluster to hand out its GPUs, but got device={config.device}: leave device out."
         )
+    installed()  # here, before anything is made
     return cluster
 
 

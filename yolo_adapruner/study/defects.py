@@ -39,8 +39,9 @@ from yolo_adapruner.data.digits import digest
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.data.source import label_file, names, read_split, split_files
 from yolo_adapruner.engine.faults import FAULTS, Peers
-from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
+from yolo_adapruner.errors import ConfigError, DataError
 from yolo_adapruner.study import duplicates
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.truth import CLEAN, COLUMNS, COPY_KINDS, KINDS, LABEL_KINDS, TRUTH, Truth
 
 _FORMAT = 1  # raise it whenever the same arguments would give other bytes
@@ -299,7 +300,8 @@ def _text(path: Path, text: str) -> None:
     path.write_bytes(text.encode())  # bytes, since write_text would turn line ends on some systems
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the set that the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="Ultralytics data file of the clean set")
@@ -314,12 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
     parser.add_argument("--out", required=True, help="folder to make")
     args = parser.parse_args(argv)
-    try:
-        print(_run(args))
-    except AdaPrunerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    print(_run(args))
 
 
 def _run(args: argparse.Namespace) -> Path:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolo_adapruner.data.export import Outcome, read
-from yolo_adapruner.errors import AdaPrunerError, ConfigError
+from yolo_adapruner.errors import ConfigError
+from yolo_adapruner.study.command import one_line
 
 
 def class_shares(outcome: Outcome, classes: Sequence[Sequence[int]]) -> dict[int, float]:
@@ -42,16 +43,12 @@ def agreement(a: Outcome, b: Outcome) -> float:
     return float((~a.kept & ~b.kept).sum() / (~a.kept).sum())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables for the runs named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    try:
-        print(tables(parser.parse_args(argv).runs))
-    except AdaPrunerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    print(tables(parser.parse_args(argv).runs))
 
 
 def tables(runs: Sequence[Path]) -> str:

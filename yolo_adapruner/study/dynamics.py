@@ -27,6 +27,7 @@ from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.data.digits import FAULTS, build, load_truth
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine.detect import AdaPruneTrainer
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.planted import auroc
 
 SIZE, WARM, JOINT, VERDICT, DEPTH = 96, 24, 12, 4, 10.0
@@ -239,7 +240,8 @@ def draw(watched: Mapping[str, Mapping[str, NDArray[Any]]], out: Path) -> None:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Run all arms on all seeds and write the page and its figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
@@ -267,7 +269,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write(
             args.out, f"{text}\n\n![weights and readings over the joint stage, seed {args.seeds[0]}]({picture.name})"
         )
-    return 0
 
 
 def _write(page: Path, made: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.truth import CLEAN, LABEL_KINDS
 
 MEMORIES = (1.0, 0.7, 0.5, 0.3, 0.1)
@@ -83,7 +84,8 @@ def table(found: Mapping[float, Sequence[tuple[float, list[float]]]]) -> str:
     return "\n".join([*lines, "", f"Means over {n} recordings, joint stages of {JOINT} epochs."])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Play the recordings back and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recordings", nargs="+", type=Path, metavar="REC")
@@ -94,7 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for memory in MEMORIES:
             found[memory].append(figures(recording, memory))
     print(table(found))
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from yolo_adapruner.config import key_values
 from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.data.export import MANIFEST, Outcome, read
-from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
+from yolo_adapruner.errors import ConfigError, DataError
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.planted import auroc
 from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, KINDS, LABEL_KINDS, Truth, load_truth
 
@@ -289,7 +290,8 @@ def _rounded(value: float) -> float | None:
     return round(value, 4) if np.isfinite(value) else None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a grid's missing cells, or print the table of a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--set", nargs="+", default=[DIGITS], help=f"data files of clean sets, or {DIGITS}")
@@ -302,21 +304,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a file and run nothing")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the runs")
     args = parser.parse_args(argv)
-    try:
-        if args.table:
-            print(table(read_lines(args.table)))
-            return 0
-        done = {line["cell"] for line in read_lines(args.out)}
-        for cell in cells(args.set, args.kind, args.share, args.seeds, args.settings, args.images):
-            if cell.key() in done:
-                continue
-            line = run(cell, args.work)
-            _append(args.out, line)
-            print(*(f"{key} {line[key]}" for key in ("cell", "auroc", "hits")), flush=True)
-    except AdaPrunerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    if args.table:
+        print(table(read_lines(args.table)))
+        return
+    done = {line["cell"] for line in read_lines(args.out)}
+    for cell in cells(args.set, args.kind, args.share, args.seeds, args.settings, args.images):
+        if cell.key() in done:
+            continue
+        line = run(cell, args.work)
+        _append(args.out, line)
+        print(*(f"{key} {line[key]}" for key in ("cell", "auroc", "hits")), flush=True)
 
 
 if __name__ == "__main__":

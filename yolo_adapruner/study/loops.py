@@ -28,6 +28,7 @@ from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.selection import random_kept
 from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.study import loopruns, loopsets
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.interval import Difference, paired
 from yolo_adapruner.study.loopruns import Recipe
 from yolo_adapruner.study.planted import auroc
@@ -165,7 +166,8 @@ def report(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the study and write its tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="SET")
@@ -176,7 +178,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = report(study(args.sets, args.seeds, args.out.with_suffix(".json"), lambda line: print(line, flush=True)))
     print(tables)
     _write(args.out.with_suffix(".md"), tables)
-    return 0
 
 
 if __name__ == "__main__":

@@ -104,14 +104,14 @@ def average_precision(found: Matches, weights: NDArray[np.floating]) -> NDArray[
         total = weights @ found.boxes[:, k]
         rows = np.flatnonzero(found.category == k)
         rows = rows[np.argsort(-found.score[rows], kind="stable")]
-        drawn = weights[:, found.image[rows]]
-        seen = np.cumsum(drawn, axis=1)
         some = total > 0
+        drawn = weights[some].take(found.image[rows], axis=1)
+        seen = np.cumsum(drawn, axis=1)
         for t in range(found.hit.shape[1]):
             # Precision and recall rise at hits only, so the rest need not be looked at.
             hits = np.flatnonzero(found.hit[rows, t])
-            right = np.cumsum(drawn[some][:, hits], axis=1)
-            precision = right / (seen[some][:, hits] + np.spacing(1))
+            right = np.cumsum(drawn.take(hits, axis=1), axis=1)
+            precision = right / (seen.take(hits, axis=1) + np.spacing(1))
             result[some, k, t] = _area(precision, right / total[some, None])
     return result
 
@@ -148,5 +148,18 @@ def _area(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArra
         return np.zeros(len(precision))
     monotone = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     padded = np.concatenate((monotone, np.zeros((len(monotone), 1))), axis=1)  # beyond the last recall reached
-    read = np.stack([np.searchsorted(row, RECALLS, side="left") for row in recall])
-    return np.take_along_axis(padded, read, axis=1).mean(1)
+    return np.take_along_axis(padded, _below(recall), axis=1).mean(1)
+
+
+def _below(recall: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many of each row's recalls lie below each of `RECALLS`, (B, 101), for recalls in [0, 1], (B, hits).
+
+    What `np.searchsorted` says row by row, in a fraction of the time: each recall's place on the grid is a
+    multiplication away, give or take a rounding, and counting places does the rest.
+    """
+    place = (recall * (len(RECALLS) - 1)).astype(np.int64)
+    place += RECALLS.take(place) <= recall  # of the first grid point above it, if rounding did nothing
+    place += np.append(RECALLS, np.inf).take(place) <= recall
+    rows = np.arange(len(recall))[:, None] * (len(RECALLS) + 1)
+    counts = np.bincount((rows + place).ravel(), minlength=len(recall) * (len(RECALLS) + 1))
+    return counts.reshape(len(recall), -1)[:, :-1].cumsum(1)

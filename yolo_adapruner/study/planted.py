@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from yolo_adapruner.core.signal import channel_surprise
 from yolo_adapruner.data.digits import FAULTS, build, load_truth
 from yolo_adapruner.data.export import Outcome, read
+from yolo_adapruner.study.command import one_line
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def auroc(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     return float((rankdata(score)[positive].sum() - p * (p + 1) / 2) / (p * (n - p)))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the main command for each seed and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="yolov3-tiny")
@@ -106,7 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if args.out:
         args.out.write_text(text + "\n", encoding="utf-8")
-    return 0
 
 
 def table(rows: Sequence[tuple[int, Planted, dict[str, Any]]], facts: str) -> str:

@@ -32,7 +32,8 @@ from yolo_adapruner.engine.owners import Accounts
 from yolo_adapruner.engine.readings import EXTRA, OBJECT, TOP, objects, unexplained
 from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal, features
 from yolo_adapruner.engine.trouble import one_line_errors
-from yolo_adapruner.errors import AdaPrunerError, ConfigError
+from yolo_adapruner.errors import ConfigError
+from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.truth import CLEAN, Truth, load_truth
 
 RECIPE: dict[str, Any] = {
@@ -232,7 +233,8 @@ def record(
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Record one run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True)
@@ -246,13 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="further Ultralytics settings")
     args = parser.parse_args(argv)
-    try:
-        given = {name: getattr(args, name) for name in ("model", "imgsz", "epochs", "seed", "clean_every", "rehearse")}
-        print(record(args.data, args.truth, args.out, **given, **key_values(args.settings)))
-    except AdaPrunerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    given = {name: getattr(args, name) for name in ("model", "imgsz", "epochs", "seed", "clean_every", "rehearse")}
+    print(record(args.data, args.truth, args.out, **given, **key_values(args.settings)))
 
 
 if __name__ == "__main__":

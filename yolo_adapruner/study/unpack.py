@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_adapruner.errors import AdaPrunerError, ConfigError, DataError
+from yolo_adapruner.errors import ConfigError, DataError
+from yolo_adapruner.study.command import one_line
 
 SPLITS = ("train", "val", "test")
 
@@ -151,7 +152,8 @@ def _read_mask(file: Path) -> NDArray[np.bool_]:
     return kept
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the folders, and the list where a mask is given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", help="packed folder, or .npz")
@@ -165,20 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", type=Path, default=Path("kept.txt"), help="where to write what the mask keeps")
     args = parser.parse_args(argv)
-    try:
-        names = [name for name in args.names.split(",") if name]
-        wanted = {"train": args.take, "test": args.take_test}
-        take = {split: count for split, count in wanted.items() if count is not None}
-        images = unpack(args.source, args.folder, take=take, names=names, seed=args.seed)
-        print(f"{len(images)} training images in {args.folder}")
-        if args.mask is not None:
-            kept = listed(images, args.mask)
-            args.list.write_text("".join(f"{image}\n" for image in kept), encoding="utf-8")
-            print(f"{args.mask} keeps {len(kept)} of them ({len(kept) / len(images):.1%}): {args.list}")
-    except AdaPrunerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    names = [name for name in args.names.split(",") if name]
+    wanted = {"train": args.take, "test": args.take_test}
+    take = {split: count for split, count in wanted.items() if count is not None}
+    images = unpack(args.source, args.folder, take=take, names=names, seed=args.seed)
+    print(f"{len(images)} training images in {args.folder}")
+    if args.mask is not None:
+        kept = listed(images, args.mask)
+        args.list.write_text("".join(f"{image}\n" for image in kept), encoding="utf-8")
+        print(f"{args.mask} keeps {len(kept)} of them ({len(kept) / len(images):.1%}): {args.list}")
 
 
 if __name__ == "__main__":
