@@ -18,6 +18,8 @@ import torch
 from tests import helpers
 from tests.helpers import QUICK, read_list, train_here, training_images, write_data
 from yolo_adapruner import AdaPruneTrainer
+from yolo_adapruner.core.suspicion import Suspicion
+from yolo_adapruner.engine import rehearse
 from yolo_adapruner.engine import trainer as trainer_module
 from yolo_adapruner.engine.channels import CHANNELS
 from yolo_adapruner.engine.losses import LossTap
@@ -37,7 +39,7 @@ STILL = {
 }
 """No augmentation that would move or tint the marker, and nothing but the marker that decides who is dropped.
 
-A judge reads more than the four channels, whose stand-in the marker is, and learns from faults, which it has none of.
+Most run without the judge, which costs time and moves no reading.
 """
 
 
@@ -65,7 +67,7 @@ def marked(tmp_path):
 @pytest.fixture
 def reader(monkeypatch):
     """A trainer's class whose channels read each owner's marker off the batch's own pixels."""
-    images, pixels = [], []
+    images, pixels, again = [], [], []
 
     class Marked(AdaPruneTrainer):
         def preprocess_batch(self, batch):
@@ -74,6 +76,15 @@ def reader(monkeypatch):
             images[:] = [batch["img"][:, 0] * 255]
             pixels[:] = [batch["img"][:, 0, height // 2, width // 2] * 255]
             return batch
+
+    def ask(tap, *labels):
+        again[:] = [original(tap, *labels)]
+        return again[0]
+
+    def widened(seen, by=None):
+        """All 14 readings of an owner; under spoilt labels it stands out, as a ruined image does."""
+        known = read(seen)[:, :1].expand(-1, len(rehearse.FEATURES))
+        return known + 50 if again and seen is again[0] else known.clone()
 
     def read(seen):
         if seen.owned is None:
@@ -93,7 +104,10 @@ def reader(monkeypatch):
         counts = ((tones - tone(0)) / 9).round().long().bincount(minlength=1)
         return int(counts.argmax()) if len(tones) > 4 and counts.max() > 0.6 * len(tones) else None
 
+    original = LossTap.again
+    monkeypatch.setattr(LossTap, "again", ask)
     monkeypatch.setattr(trainer_module, "detection_channels", read)
+    monkeypatch.setattr(rehearse, "features", widened)
     Marked.pixels = pixels
     return Marked
 
@@ -131,6 +145,28 @@ def test_under_a_shuffling_loader(marked, reader, tmp_path, seed):
     first, second = ([i for batch in epoch for i in batch] for epoch in (orders[:3], orders[3:6]))
     assert sorted(first) == sorted(second) == list(range(N))
     assert len({tuple(first), tuple(second), tuple(range(N))}) == 3  # it does shuffle
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_under_a_judge(marked, reader, tmp_path, monkeypatch, mosaic):
+    """What is read under spoilt labels goes onto the same account, and the readings beside it are still its own."""
+    method = {**STILL["method"], "judge": True}
+    settings = {**STILL, "mosaic": mosaic, "close_mosaic": 0, "method": method}
+    rehearsed, learn = [], Suspicion.learn
+
+    def note(suspicion, readings, spoilt, evidence):
+        rehearsed.append(spoilt[:, 0])
+        return learn(suspicion, readings, spoilt, evidence)
+
+    monkeypatch.setattr(Suspicion, "learn", note)
+    trainer = train_here(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **settings)
+    check(trainer, tmp_path / "run", mixed=mosaic > 0)
+    wanted = np.array([marker(tone_of(path)) + 50 for path in trainer.paths])
+    assert len(rehearsed) == 2
+    for means in rehearsed:
+        known = np.isfinite(means)
+        assert known.sum() > N / 3
+        np.testing.assert_allclose(means[known], wanted[known], atol=0.02 if mosaic else 1e-4)
 
 
 def test_an_image_s_loss_is_weighted_by_its_own_weight_in_the_joint_stage_only(marked, reader, tmp_path, monkeypatch):
