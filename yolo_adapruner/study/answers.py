@@ -99,13 +99,15 @@ class Study:
         beside = any(row.versus_beside for row in self.rows)
         titles = [*(["variant"] if named else []), "arm", "pruned", "images", "updates", said.first, said.second]
         titles += [f"minus {self._other}"] if beside else []
+        anew = any(row.versus_random for row in self.rows)
         body = []
         for row in self.rows:
             cells = [*([row.variant] if named else []), row.arm, f"{row.share:.0%}", str(row.images)]
             cells += [f"{row.updates:.0f}", mean_and_spread(row.map50_95), mean_and_spread(row.map50)]
             cells += [difference(row.versus_beside)] if beside else []
-            body.append([*cells, difference(row.versus_full), difference(row.versus_random)])
-        return _markdown([*titles, "minus full", "minus random"], body)
+            cells.append(difference(row.versus_full))
+            body.append(cells + ([difference(row.versus_random)] if anew else []))
+        return _markdown([*titles, "minus full", *(["minus random"] if anew else [])], body)
 
     def mask_table(self) -> str:
         """Return what the masks came to in Markdown, means over seeds."""
@@ -163,7 +165,7 @@ class Study:
             at = f"{100 * row.share:.3g} %"
             what = f"{row.variant} at {at}, {_SAID[row.arm]}," if row.variant else f"dropping {at}, {_SAID[row.arm]},"
             own = statistics.fmean(row.map50_95)
-            pairs = [(row.versus_beside, f" against {self._beside(row)}")]
+            pairs = [(row.versus_beside, f" against {self._other}")]
             if question in (SHARES, TRANSFER):
                 pairs += [(row.versus_full, " against full"), (row.versus_random, " against a random choice")]
             for found, against in pairs:
@@ -172,9 +174,7 @@ class Study:
 
     @property
     def _other(self) -> str:
-        return "its own choice" if self.facts["question"] == TRANSFER else self.variants[0].name
-
-    def _beside(self, row: StudyRow) -> str:
+        """What `versus_beside` is against, in words."""
         return "its own choice" if self.facts["question"] == TRANSFER else self.variants[0].name
 
 
