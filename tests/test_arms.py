@@ -14,7 +14,7 @@ from yolo_adapruner.core.selection import drop_count, select_kept
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study import arms, cells
-from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, WATCHING, Material, choose, groups
+from yolo_adapruner.study.arms import FULL, LISTED, LISTS, PRUNED, RANDOM, WATCHING, Material, choose, groups
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.ground import listed_images
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
@@ -38,7 +38,7 @@ def material(share: float = 0.25, run: export.Outcome | None = None, **more) -> 
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.8])
-@pytest.mark.parametrize("arm", CHOICES)
+@pytest.mark.parametrize("arm", LISTS)
 def test_every_arm_keeps_as_many(arm, share):
     assert choose(arm, material(share)).sum() == N - drop_count(N, share)
 

@@ -144,7 +144,7 @@ def test_a_list_of_other_images_is_refused(compared, tmp_path):
 @pytest.mark.slow
 def test_a_finished_comparison_is_taken_further_without_a_cell_run_again(compared):
     home, result = compared
-    arms = ("pruned", "class-random", "highest-loss", "most-error", "el2n", "forgetting")
+    arms = ("pruned", "class-random", "highest-loss", "most-error", "el2n", "forgetting", "infobatch")
     recipe = ("model", "data", "epochs", "imgsz", "batch", "device")
     config = {key: result.facts["config"][key] for key in recipe}
     more = {"prune": 0.25, "seeds": 1, "kept": home / "kept.txt"}
@@ -154,13 +154,15 @@ def test_a_finished_comparison_is_taken_further_without_a_cell_run_again(compare
     assert further.folder == result.folder
     assert {file: file.stat().st_mtime_ns for file in before} == before
     added = [row for row in further.rows if row.arm in ("el2n", "forgetting")]
-    assert [row for row in further.rows if row not in added] == result.rows
+    drawn = [row for row in further.rows if row.arm == "infobatch"]
+    assert [row for row in further.rows if row not in (*added, *drawn)] == result.rows
+    assert [18 <= row.images <= 24 for row in drawn] == [True, True]  # of an epoch, in the mean
     assert [(row.budget, row.images) for row in added] == 2 * [(EPOCHS, 18), (UPDATES, 18)]
     watched = export.read(cells / "full-s0" / "watched")[1]
     by_error = select_kept(watched.columns["early_error"], 0.25, seed=0)
     kept = {os.path.realpath(p) for p in (result.folder / "el2n-0.25-s0" / "train").rglob("*.png")}
     assert kept == {os.path.realpath(p) for p, row in zip(watched.paths, by_error, strict=True) if row}
-    with pytest.raises(ConfigError, match=r"holds another .arms el2n, forgetting.: choose another"):
+    with pytest.raises(ConfigError, match=r"holds another .arms el2n, forgetting, infobatch.: choose another"):
         compare(config, arms=arms[:4], **more, **terms(home))
 
 
@@ -170,6 +172,14 @@ def test_an_arm_of_copies_is_refused_where_images_are_not_compared(compared):
     config = {"model": str(home / "small-cls.yaml"), "data": str(home / "set"), "device": "cpu"}
     with pytest.raises(ConfigError, match="for the arm duplicates-only, but a classifier compares none: leave the arm"):
         compare(config, arms=("duplicates-only",), **terms(home))
+
+
+@pytest.mark.slow
+def test_an_arm_of_boxes_is_refused_for_classes(compared):
+    home, _ = compared
+    config = {"model": str(home / "small-cls.yaml"), "data": str(home / "set"), "device": "cpu"}
+    with pytest.raises(ConfigError, match=r"a detector for the arm afss, .* is for classify: leave the arm out"):
+        compare(config, arms=("afss",), **terms(home))
 
 
 @pytest.mark.slow

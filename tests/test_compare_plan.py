@@ -26,7 +26,7 @@ from yolo_adapruner.study.conclude import Comparison, save
 from yolo_adapruner.study.grid import plan
 from yolo_adapruner.study.ground import folder_of, judge_data
 from yolo_adapruner.study.interval import Difference
-from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, verdicts
 
 # Equal updates
 
@@ -222,6 +222,25 @@ def test_the_note_says_what_a_claim_needs(seeds, facts, there, absent):
     text = comparison(seeds, **facts).table()
     assert [word for word in there if word not in text] == []
     assert [word for word in absent if word in text] == []
+
+
+def test_an_arm_that_draws_anew_is_told_by_what_it_visited():
+    cells = {cell: figures(cell, value) for cell, (seed, value) in MAPS.items()}
+    for arm, share, images in (("infobatch", 0.1, (320, 328)), ("afss", 0.0, (180, 180))):
+        for seed in (0, 1):
+            cell = Cell(arm, share, UPDATES if share else EPOCHS, seed)
+            cells[cell] = {**figures(cell, 0.4), "images": images[seed]}
+    rows = summarise(cells)
+    text = Comparison(Path("x"), rows, comparison().facts).table()
+    assert "| afss | 50% | equal epochs | 180 |" in text
+    assert "| infobatch | 10% | equal updates | 324 |" in text
+    lines = [line for line in verdicts(rows, 0.5) if "visiting" in line]
+    assert [line.split(" costs ")[0].split(" gains ")[0] for line in lines] == [
+        "visiting 50 % of the images an epoch (afss)",
+        "visiting 90 % of the images an epoch (infobatch)",
+        "visiting 90 % of the images an epoch (infobatch)",
+    ]
+    assert "against a random choice" in lines[2]
 
 
 # Arguments

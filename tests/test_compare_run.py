@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
 from tests.grids import two_machines
-from tests.helpers import QUICK, build_set, child_environment, cli_words, start_cli, train_here
+from tests.helpers import NAMES, QUICK, build_set, child_environment, cli_words, start_cli, train_here, training_images
 
 pytestmark = pytest.mark.slow
 SETTINGS = {**QUICK, "epochs": 3, "workers": 0, "prune.warmup": 0}
@@ -137,16 +140,47 @@ def test_other_arms_and_a_given_list_are_trained_alike(home):
     listed = home / "kept.txt"
     images = sorted((home / "set" / "images" / "train").iterdir())
     listed.write_text("".join(f"{path}\n" for path in images[:12]), encoding="utf-8")
-    arms = "class-random,lowest-loss,highest-loss,most-error,duplicates-only,el2n,forgetting,area-under-margin"
-    result = finish(home, "arms", "--prune", "0.2", "--seeds", "1", "--arms", arms, "--kept", str(listed))
+    arms = "class-random,highest-loss,forgetting"
+    drawn = "infobatch,afss"
+    result = finish(home, "arms", "--prune", "0.2", "--seeds", "1", "--arms", f"{arms},{drawn}", "--kept", str(listed))
     rows = {(row["arm"], row["budget"]): row for row in result["rows"]}
-    assert {arm for arm, _ in rows} == {"full", "one run", *arms.split(","), "given list"}
+    assert {arm for arm, _ in rows} == {"full", "one run", *arms.split(","), *drawn.split(","), "given list"}
     assert rows["given list", "equal epochs"]["images"] == 12
     assert rows["given list", "equal epochs"]["share"] == pytest.approx(0.4)
     assert {rows[arm, "equal epochs"]["images"] for arm in arms.split(",")} == {16}
-    for arm in ("lowest-loss", "highest-loss"):
+    assert rows["infobatch", "equal epochs"]["images"] <= 20
+    assert ("afss", "equal updates") not in rows  # its rates are its own
+    assert any("% of the images an epoch (afss)" in line for line in result["verdicts"])
+    for arm in ("highest-loss", "forgetting"):
         kept = home / "runs" / "arms" / f"{arm}-0.2-s0.txt"
         assert len(set(kept.read_text().split())) == 16
+
+
+def test_an_image_s_sufficiency_is_that_of_its_own_boxes(home):
+    """Against a matching of its own: each detection, the surest first, takes the box it overlaps most, once."""
+    from torchvision.ops import box_iou
+
+    from yolo_adapruner.engine.detections import collect
+    from yolo_adapruner.study.drawn import measure
+
+    weights, data = home / "start" / "weights" / "best.pt", home / "set" / "data.yaml"
+    paths = [str(path) for path in training_images(data)]
+    args = SimpleNamespace(data=str(data), imgsz=64, workers=0)
+    names = {"names": dict(enumerate(NAMES))}
+    trainer = SimpleNamespace(last=weights, args=args, batch_size=8, device="cpu", data=names, paths=[*paths, "/new"])
+    expected = []
+    for image in sorted(collect(weights, data, "train", imgsz=64, batch=8, conf=0.25)[0], key=lambda i: i.path):
+        free, hits = np.ones(len(image.gt_boxes), bool), 0
+        for k in np.argsort(-image.scores, kind="stable"):
+            overlap = box_iou(*(torch.tensor(b, dtype=float).reshape(-1, 4) for b in (image.boxes[k], image.gt_boxes)))
+            overlap = overlap[0].numpy() * (free & (image.gt_classes == image.classes[k]))
+            if len(overlap) and overlap.max() >= 0.5:
+                free[overlap.argmax()], hits = False, hits + 1
+        n, m = len(image.boxes), len(image.gt_boxes)
+        expected.append(min(hits / n if n else 1.0, hits / m if m else 1.0))
+    found = measure(trainer)
+    assert found.tolist() == pytest.approx([*expected, 0.0])
+    assert len(set(expected)) > 2
 
 
 def test_a_share_is_searched_for(home):

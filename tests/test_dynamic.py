@@ -1,11 +1,15 @@
 """The samplers that choose anew in each epoch, against their published rules worked out by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from yolo_adapruner.study.dynamic import AFSS, Draw, infobatch, remember, sufficiency
+from yolo_adapruner.core.schedule import Visits
+from yolo_adapruner.study import drawn as plans
+from yolo_adapruner.study.drawn import AFSSPlan, InfoBatchPlan
+from yolo_adapruner.study.dynamic import AFSS, Draw, infobatch, prune_rate, remember, sufficiency
 
 # InfoBatch
 
@@ -62,6 +66,41 @@ def test_a_draw_is_a_function_of_seed_and_epoch():
 def test_a_pruned_image_keeps_its_loss():
     draw = Draw(np.array([0, 2]), np.array([2.0, 1.0]))
     assert remember(np.array([5.0, 6.0, 7.0]), draw, np.array([1.0, 2.0])).tolist() == [1.0, 6.0, 2.0]
+
+
+RATES = [
+    # epochs, share, anneal -> the rate: three of six lie below the mean
+    (200, 0.3, 0.3 * 200 / 174 / 0.5),  # epochs 1 to 174 save
+    (200, 0.1, 0.1 * 200 / 174 / 0.5),
+    (16, 0.2, 0.2 * 16 / 13 / 0.5),
+    (200, 0.5, 0.9),  # 1.15 would be needed
+    (1, 0.3, 0.0),
+]
+
+
+@pytest.mark.parametrize(("epochs", "share", "rate"), RATES)
+def test_the_rate_that_saves_a_share_by_hand(epochs, share, rate):
+    assert prune_rate(LOSSES, epochs, share) == pytest.approx(rate)
+
+
+def test_there_is_no_rate_before_there_are_losses_nor_where_all_are_equal():
+    assert prune_rate(np.full(6, math.nan), 100, 0.3) == 0
+    assert prune_rate(np.ones(6), 100, 0.3) == 0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_a_training_visits_as_many_images_as_its_share_leaves(share):
+    epochs, n, rng = 60, 500, np.random.default_rng(0)
+    plan, visits = InfoBatchPlan(epochs, share, seed=3), Visits(n, 1)
+    drawn = 0
+    for epoch in range(epochs):
+        draw = plan(epoch, visits)
+        ids = draw.ids
+        visits.add_losses(ids, rng.exponential(size=(len(ids), 1)))
+        visits.close_epoch(epoch, draw)
+        drawn += len(ids)
+    spread = math.sqrt(epochs * n * 0.25)  # of as many coins
+    assert abs(drawn - (1 - share) * epochs * n) < 4 * spread
 
 
 # AFSS
@@ -141,3 +180,36 @@ SUFFICIENCY = [
 @pytest.mark.parametrize(("hits", "detections", "boxes", "expected"), SUFFICIENCY)
 def test_sufficiency_by_hand(hits, detections, boxes, expected):
     assert sufficiency(*(np.array([v]) for v in (hits, detections, boxes))).tolist() == [expected]
+
+
+def afss_plan(monkeypatch, measured: list) -> AFSSPlan:
+    """A plan over 40 images whose passes give what is listed, one after the other."""
+    monkeypatch.setattr(plans, "measure", lambda trainer: measured.pop(0))
+    return AFSSPlan(SimpleNamespace(paths=["x"] * 40, args=SimpleNamespace(seed=1)))
+
+
+def test_the_plan_measures_when_it_is_due_and_draws_by_it(monkeypatch):
+    measured = [np.repeat([0.2, 0.9], 20), np.full(40, 0.9), np.full(40, 0.2)]
+    plan, visits = afss_plan(monkeypatch, measured), Visits(40, 1)
+    sizes = []
+    for epoch in range(16):
+        draw = plan(epoch, visits)
+        visits.close_epoch(epoch, draw)
+        sizes.append(len(draw.ids))
+    assert sizes == [40] * 5 + [20] * 5 + [1] * 5 + [40]  # 2 % of 20 are none, of 40 one
+    assert measured == []
+
+
+def test_an_epoch_of_no_images_is_one_of_the_least_sufficient(monkeypatch):
+    sufficient = np.where(np.arange(40) == 7, 0.86, 0.9)
+    plan, visits = afss_plan(monkeypatch, [sufficient]), Visits(40, 1)
+    monkeypatch.setattr(plans.AFSS, "draw", lambda self, epoch, *, seed: Draw(np.zeros(0, int), np.zeros(0)))
+    assert plan(5, visits).ids.tolist() == [7]
+
+
+def test_a_resumed_plan_draws_by_the_last_measurement(monkeypatch):
+    plan, visits = afss_plan(monkeypatch, [np.repeat([0.2, 0.9], 20)]), Visits(40, 1)
+    plan(5, visits)
+    other = afss_plan(monkeypatch, [])
+    other.load_state_dict(plan.state_dict())
+    assert other(6, visits).ids.tolist() == plan(6, visits).ids.tolist() == list(range(20))

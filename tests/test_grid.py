@@ -6,7 +6,19 @@ import pytest
 
 from tests.grids import CELLS, CHAINS, FakeRunner, Killed
 from yolo_adapruner.errors import RunError
-from yolo_adapruner.study.arms import CHOICES, FULL, LISTED, PRUNED, RANDOM, RUN, WATCHING
+from yolo_adapruner.study.arms import (
+    AFSS,
+    CHOICES,
+    DYNAMIC,
+    FULL,
+    INFOBATCH,
+    LISTED,
+    LISTS,
+    PRUNED,
+    RANDOM,
+    RUN,
+    WATCHING,
+)
 from yolo_adapruner.study.grid import plan, run_all
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise
 
@@ -73,7 +85,7 @@ def test_an_error_in_a_cell_is_no_death(tmp_path):
 def test_further_arms_and_a_given_list_are_planned():
     chains = plan([0.1], [0, 1], arms=CHOICES, listed=(LISTED, 0.4))
     cells = [cell for chain in chains for cell in chain]
-    assert len(cells) == len(set(cells)) == 2 * (1 + 1 + 2 * len(CHOICES) + 2)
+    assert len(cells) == len(set(cells)) == 2 * (1 + 1 + 2 * len(LISTS) + 2 + 1 + 2)
     assert len({cell.name for cell in cells}) == len(cells)
     for chain in chains:
         if chain[0].arm == FULL:  # what watches the training on everything comes after it
@@ -81,6 +93,12 @@ def test_further_arms_and_a_given_list_are_planned():
     assert [Cell(LISTED, 0.4, EPOCHS, 1), Cell(LISTED, 0.4, UPDATES, 1)] in chains
     assert Cell(LISTED, 0.4, UPDATES, 1).name == "given-list-0.4-updates-s1"
     for chain in chains:
-        if chain[0].arm not in (FULL, LISTED):
+        if chain[0].arm not in (FULL, LISTED, *DYNAMIC):
             assert chain[0].arm == RUN
-            assert {cell.arm for cell in chain[1:]} == set(CHOICES) - set(WATCHING) >= {PRUNED, RANDOM}
+            assert {cell.arm for cell in chain[1:]} == set(LISTS) - set(WATCHING) >= {PRUNED, RANDOM}
+    drawn = [chain for chain in chains if chain[0].arm in DYNAMIC and chain[0].seed == 1]
+    assert drawn == [  # nothing else to wait for; AFSS knows no share and no other budget
+        [Cell(INFOBATCH, 0.1, EPOCHS, 1)],
+        [Cell(INFOBATCH, 0.1, UPDATES, 1)],
+        [Cell(AFSS, 0.0, EPOCHS, 1)],
+    ]

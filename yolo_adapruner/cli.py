@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         default=("pruned", "random"),
         metavar="A,B",
         help="to train anew: pruned,random,class-random,lowest-loss,highest-loss,most-error,duplicates-only,el2n,"
-        "forgetting,area-under-margin (default pruned,random)",
+        "forgetting,area-under-margin,infobatch,afss (default pruned,random)",
     )
     compare.add_argument("--kept", metavar="LIST", help="train on the images in this file as well, one path a line")
     compare.add_argument(

@@ -59,7 +59,8 @@ class Outcome:
             - similarity: how likely the nearest other image is the same picture, [0, 1]; NaN where images were not
               compared. twin: row of the most similar image that it gives way to, -1 for none.
 
-            A watched training of everything has those of `core.trajectory` as well: forgotten, margin, early_error.
+            A watched training of everything has those of `core.trajectory` as well: forgotten, margin, early_error;
+            one whose epochs draw what a plan says has visits, the epochs that drew the image.
 
             `write` adds `reason` and `detail`, see `explain.with_reasons`.
         constraints: what the selection must not lose.

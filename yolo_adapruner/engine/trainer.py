@@ -588,7 +588,10 @@ class AdaPruneMixin(Resumable):
         return self._with_watched(found)
 
     def _with_watched(self, found: export.Outcome) -> export.Outcome:
-        return found if self._onlooker is None else found.with_columns(self._onlooker.trajectory.columns())
+        """Add what an onlooker noted, and how often a plan drew each image."""
+        watched = {} if self._onlooker is None else self._onlooker.trajectory.columns()
+        visits = {} if self.visits is None else {"visits": self.visits.count}
+        return found.with_columns({**watched, **visits})
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 

@@ -28,6 +28,9 @@ from yolo_adapruner.study.baselines import (
 FULL, RUN, PRUNED, RANDOM, LISTED = "full", "one run", "pruned", "random", "given list"
 CLASS_RANDOM, LOWEST_LOSS, HIGHEST_LOSS, MOST_ERROR = "class-random", "lowest-loss", "highest-loss", "most-error"
 DUPLICATES = "duplicates-only"
+INFOBATCH, AFSS = "infobatch", "afss"
+DYNAMIC = (INFOBATCH, AFSS)
+"""Arms that draw anew in each epoch, by `dynamic.py`; they keep no list."""
 EL2N, FORGETTING, AREA_UNDER_MARGIN = "el2n", "forgetting", "area-under-margin"
 WATCHING = (EL2N, FORGETTING, AREA_UNDER_MARGIN)
 """Arms that choose by what a training on everything says epoch by epoch, and need no run of ours."""
@@ -84,7 +87,7 @@ def choose(arm: str, material: Material) -> NDArray[np.bool_]:
 
 
 def check(arms: Sequence[str]) -> tuple[str, ...]:
-    """Return the arms in their order, each once, without those every comparison has.
+    """Return the arms in their order, each once.
 
     Raises:
         ConfigError: an arm is unknown.
@@ -152,9 +155,11 @@ _CHOICES: dict[str, Callable[[Material], NDArray[np.bool_]]] = {
     AREA_UNDER_MARGIN: lambda m: m.score(m.watched("margin")),
     LISTED: lambda m: listed_kept(m.outcome.paths, m.listed),
 }
-CHOICES = tuple(arm for arm in _CHOICES if arm != LISTED)
-"""Arms by the names a user gives; `given list` comes with a list."""
+LISTS = tuple(arm for arm in _CHOICES if arm != LISTED)
+"""Arms that train anew on what they keep; `given list` comes with a list."""
+CHOICES = (*LISTS, *DYNAMIC)
+"""Arms by the names a user gives."""
 PLAIN = (PRUNED, RANDOM)
 """The arms of a comparison that asks for no others."""
-ORDER = (FULL, RUN, *_CHOICES)
+ORDER = (FULL, RUN, *CHOICES, LISTED)
 """All arms in the order of the table."""

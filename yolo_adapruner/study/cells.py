@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from yolo_adapruner.config import RunConfig
+from yolo_adapruner.core.schedule import Plan
+from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.study import arms, folders
 from yolo_adapruner.study.baselines import equal_updates_epochs
+from yolo_adapruner.study.drawn import planner_for
 from yolo_adapruner.study.elsewhere import NOTHING, Elsewhere
 from yolo_adapruner.study.table import EPOCHS, Cell
 
@@ -83,15 +86,25 @@ class CellRunner:
         return figures
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        share, epochs, data = 0.0, self.config.epochs, self.base
+        share, epochs, data, planner = 0.0, self.config.epochs, self.base, None
         if cell.arm == arms.RUN:
             share = cell.share
+        elif cell.arm in arms.DYNAMIC:
+            planner = planner_for(cell.arm, cell.share)
+            if cell.budget != EPOCHS:
+                total = self._total()
+                epochs = self._epochs(cell, total, total - drop_count(total, cell.share))
         elif cell.arm != arms.FULL:
             data, epochs = self.list_arm(cell)
         config = self.config.model_copy(update={"seed": cell.seed, "data": str(data), "epochs": epochs})
         watched = self.watched and cell.arm == arms.FULL
-        result, seconds = train(config.with_prune(share), self.home(cell), watched=watched)
-        figures = {**asdict(cell), "images": result.kept, "epochs": epochs, "updates": result.updates}
+        result, seconds = train(config.with_prune(share), self.home(cell), watched=watched, planner=planner)
+        figures = {
+            **asdict(cell),
+            "images": result.kept if planner is None else self._visited(cell),
+            "epochs": epochs,
+            "updates": result.updates,
+        }
         figures |= {**self._judge(cell, result), "hours": seconds / 3600}
         with export.replace_file(self.home(cell) / RECORD) as temporary:
             temporary.write_text(json.dumps(figures, indent=2), encoding="utf-8")
@@ -173,6 +186,21 @@ class CellRunner:
             return self.config.epochs
         return equal_updates_epochs(self.config.epochs, total, kept, int(self.config.batch))
 
+    def _total(self) -> int:
+        """The number of training images."""
+        if self.base.is_dir():
+            from yolo_adapruner.engine.classset import split_images
+
+            return len(split_images(self.base / "train"))
+        from yolo_adapruner.engine import splits
+
+        return len(splits.split_images(splits.load_data(str(self.base)), "train"))
+
+    def _visited(self, cell: Cell) -> int:
+        """The mean number of images that an epoch of a finished cell drew."""
+        visits = export.read(self.home(cell))[1].columns["visits"]
+        return round(float(visits.sum()) / len(_rows(self.home(cell) / "results.csv")))
+
     def _classes(self, paths: Any) -> list[list[int]]:
         if self.base.is_dir():
             return folders.classes_of(paths, self.base)
@@ -181,7 +209,9 @@ class CellRunner:
         return box_classes(paths)
 
 
-def train(config: RunConfig, home: Path, *, watched: bool = False) -> tuple[RunResult, float]:
+def train(
+    config: RunConfig, home: Path, *, watched: bool = False, planner: Callable[[Any], Plan] | None = None
+) -> tuple[RunResult, float]:
     """Train a cell in its folder, going on from whatever lies there, and return its result and the seconds it took.
 
     The seconds are those of all attempts, as far as their epochs count: a cell that died has not got cheaper by it.
@@ -194,9 +224,9 @@ def train(config: RunConfig, home: Path, *, watched: bool = False) -> tuple[RunR
         return done, before
     if (home / state.RUN_CONFIG).is_file():
         with suppress(RunError):  # a torn checkpoint, or one that another version wrote: from the beginning, then
-            return run.resume(home, watched=watched), before + time.monotonic() - began
+            return run.resume(home, watched=watched, planner=planner), before + time.monotonic() - began
         began = time.monotonic()
-    result = run.train(config, save_dir=home, watched=watched)
+    result = run.train(config, save_dir=home, watched=watched, planner=planner)
     return result, time.monotonic() - began
 
 

@@ -87,6 +87,11 @@ def compare(
             f"Expected images that a run compares with each other for the arm {arms_by_name.DUPLICATES}, but "
             f"{'a classifier' if task == 'classify' else 'prune.redundancy=0'} compares none: leave the arm out."
         )
+    if arms_by_name.AFSS in wanted and task == "classify":
+        raise ConfigError(
+            f"Expected a detector for the arm {arms_by_name.AFSS}, which draws by precision and recall of boxes, but "
+            f"{resolved.model} is for classify: leave the arm out."
+        )
     from yolo_adapruner.engine import runtime
     from yolo_adapruner.engine.splits import content_print, relative, set_print
 

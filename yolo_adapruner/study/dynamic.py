@@ -7,6 +7,7 @@ weight, and hand back what the sampler's state asks for (the losses seen, or pre
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,31 @@ def infobatch(
         weights[low] = 1 / (1 - prune)
     ids = np.flatnonzero(~out)
     return Draw(ids, weights[ids])
+
+
+MOST_PRUNED = 0.9
+"""No image below the mean is left out with a larger probability than this, so that no loss weighs more than ten."""
+
+
+def prune_rate(losses: NDArray[np.floating], epochs: int, share: float, *, anneal: float = 0.125) -> float:
+    """Return InfoBatch's probability by which the expected visits of a training are 1 - `share` of all, [0, 0.9].
+
+    A training of E epochs saves visits in those between the first, which has no losses yet, and the annealing; of these
+    each saves the probability times the share of the images below the mean. Where `MOST_PRUNED` is not enough, less
+    than `share` is saved. That it follows the share is ours.
+
+    Args:
+        losses: as for `infobatch`.
+        epochs: how many there are.
+        share: to save, [0, 1).
+        anneal: as for `infobatch`.
+    """
+    seen = losses[np.isfinite(losses)]
+    saving = math.ceil((1 - anneal) * epochs) - 1
+    if not len(seen) or saving < 1:
+        return 0.0
+    low = float((seen < seen.mean()).sum()) / len(losses)
+    return min(share * epochs / saving / low, MOST_PRUNED) if low else 0.0
 
 
 def remember(losses: NDArray[np.floating], draw: Draw, seen: NDArray[np.floating]) -> NDArray[np.float64]:

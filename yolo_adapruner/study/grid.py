@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from yolo_adapruner.errors import RunError
-from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN, WATCHING
+from yolo_adapruner.study.arms import AFSS, DYNAMIC, FULL, INFOBATCH, PRUNED, RANDOM, RUN, WATCHING
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
 
 Figures = dict[str, Any]
@@ -55,11 +55,16 @@ def plan(
     """
     chains = []
     for seed in seeds:
-        grid = {share: [Cell(arm, share, b, seed) for arm in arms for b in (EPOCHS, UPDATES)] for share in shares}
+        lists = [arm for arm in arms if arm not in DYNAMIC]
+        grid = {share: [Cell(arm, share, b, seed) for arm in lists for b in (EPOCHS, UPDATES)] for share in shares}
         watching = [cell for cells in grid.values() for cell in cells if cell.arm in WATCHING]
         chains.append([Cell(FULL, 0.0, EPOCHS, seed), *watching])
         for share, cells in grid.items():
             chains.append([Cell(RUN, share, EPOCHS, seed), *(cell for cell in cells if cell.arm not in WATCHING)])
+        if INFOBATCH in arms:
+            chains += [[Cell(INFOBATCH, share, b, seed)] for share in shares for b in (EPOCHS, UPDATES)]
+        if AFSS in arms:  # its rates are its own, whatever the share
+            chains.append([Cell(AFSS, 0.0, EPOCHS, seed)])
         if listed is not None:
             chains.append([Cell(*listed, budget, seed) for budget in (EPOCHS, UPDATES)])
     return chains

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_adapruner.study.arms import FULL, ORDER, PRUNED, RANDOM
+from yolo_adapruner.study.arms import AFSS, DYNAMIC, FULL, ORDER, PRUNED, RANDOM
 from yolo_adapruner.study.interval import Difference, paired
 from yolo_adapruner.study.verdict import sentence
 
@@ -69,7 +69,7 @@ class Row:
 
     Attributes:
         arm, share, budget: which.
-        images: trained on.
+        images: trained on; of an arm that draws anew in each epoch the mean of an epoch, over seeds.
         updates: optimizer steps, mean over seeds.
         map50_95, map50: a value a seed.
         hours: of all its trainings together.
@@ -129,7 +129,7 @@ def summarise(
                 arm,
                 share,
                 budget,
-                images=by_seed[0]["images"],
+                images=round(statistics.fmean(f["images"] for f in by_seed)),
                 updates=statistics.fmean(f["updates"] for f in by_seed),
                 map50_95=[f["map50_95"] for f in by_seed],
                 map50=[f["map50"] for f in by_seed],
@@ -153,10 +153,12 @@ def table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
         f"| arm | pruned | budget | images | updates | {said.first} | {said.second} | minus full | minus random |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    everything = next((row.images for row in rows if row.arm == FULL), 1)
     for row in rows:
+        saved = 1 - row.images / everything if row.arm == AFSS else row.share  # it asks for no share
         cells = (
             row.arm,
-            f"{row.share:.0%}",
+            f"{saved:.0%}",
             row.budget,
             str(row.images),
             f"{row.updates:.0f}",
@@ -214,10 +216,13 @@ def verdicts(rows: Sequence[Row], margin: float, unit: str = "mAP") -> list[str]
         unit: what is compared.
     """
     lines = []
+    everything = next((row.images for row in rows if row.arm == FULL), 1)
     for row in rows:
-        if row.arm == FULL or (row.budget == EPOCHS and row.arm not in _NOT_LISTS):
+        if row.arm == FULL or (row.budget == EPOCHS and row.arm not in (*_NOT_LISTS, AFSS)):
             continue
         what = f"dropping {100 * row.share:.3g} %" + ("" if row.arm == PRUNED else f" ({row.arm})")
+        if row.arm in DYNAMIC:
+            what = f"visiting {100 * row.images / everything:.3g} % of the images an epoch ({row.arm})"
         own = statistics.fmean(row.map50_95)
         for found, against in ((row.versus_full, ""), (row.versus_random, " against a random choice")):
             if found is not None:
