@@ -1,33 +1,45 @@
 """Run every gate of the project, one after the other, and fail if any of them failed.
 
-Arguments are handed to pytest: `check.py -m "not slow"` leaves the long tests out.
+Arguments are handed to pytest: `check.py -m "not slow"` leaves the long tests out. Tests run in two parts: most of them
+side by side, file by file, and then by themselves those that are marked `alone`.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent  # not resolved: in a virtual environment it is a link to the outer interpreter
+WORKERS = min(os.cpu_count() or 1, 4)  # each holds torch, and what it trains
 
+PYTEST = [sys.executable, "-m", "pytest", "--cov=yolo_adapruner.core"]
+TOGETHER, ALONE = "tests", "tests alone"
 # pytest comes last: its closing line is then the last thing on the screen when all is well
 GATES = {
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "format": [sys.executable, "-m", "ruff", "format", "--check", "."],
     "types": [sys.executable, "-m", "mypy"],
     "walls": [str(BIN / "lint-imports")],
-    "tests": [sys.executable, "-m", "pytest", "--cov=yolo_adapruner.core", "--cov-fail-under=95"],
+    TOGETHER: [*PYTEST, "--part=together", "-n", str(WORKERS), "--dist=loadfile", "--cov-report="],
+    ALONE: [*PYTEST, "--part=alone", "--cov-append", "--cov-fail-under=95"],
 }
+NOTHING_TO_RUN = 5  # pytest's exit code where the arguments leave a part without tests
 
 
 def main(pytest_arguments: list[str]) -> int:
     """Run the gates in order and return 0 if all passed, otherwise 1."""
-    failed = []
+    failed, empty = [], []
     for name, command in GATES.items():
-        extra = pytest_arguments if name == "tests" else []
+        extra = pytest_arguments if name in (TOGETHER, ALONE) else []
         print(f"\n== {name}", flush=True)
-        if subprocess.run([*command, *extra], cwd=ROOT, check=False).returncode:
+        code = subprocess.run([*command, *extra], cwd=ROOT, check=False).returncode
+        if code == NOTHING_TO_RUN and extra:
+            empty.append(name)
+        elif code:
             failed.append(name)
+    if len(empty) == 2:
+        failed += empty
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -59,8 +59,21 @@ def pytest_configure(config: pytest.Config) -> None:
     _isolate(home)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part",
+        choices=("together", "alone"),
+        help="together: what may run beside other tests; alone: what times things, kills processes or fills the cores",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: otherwise the order stays
+    if part := config.getoption("--part"):
+        out = [item for item in items if (item.get_closest_marker("alone") is None) != (part == "together")]
+        config.hook.pytest_deselected(items=out)
+        left_out = set(out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ STEPS = 30
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_training_step_costs_little_more_than_the_stock_one(tmp_path, monkeypatch):
     """Loader, weights and readings included; by processor time, interleaved, so that other programs do not count.
 

@@ -11,6 +11,7 @@ from yolo_adapruner import bench
 from yolo_adapruner.config import load
 from yolo_adapruner.engine import stepcost
 
+pytestmark = pytest.mark.alone
 WIDE = 2.0  # a mask that doubles a step is broken, on the busiest machine
 
 

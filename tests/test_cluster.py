@@ -13,7 +13,7 @@ from yolo_adapruner.study.progress import Progress
 from yolo_adapruner.study.table import Cell, summarise
 
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python or system")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

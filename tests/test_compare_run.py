@@ -15,7 +15,7 @@ import torch
 from tests.grids import two_machines
 from tests.helpers import NAMES, QUICK, build_set, child_environment, cli_words, start_cli, train_here, training_images
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SETTINGS = {**QUICK, "epochs": 3, "workers": 0, "prune.warmup": 0}
 CELLS = 2 * (1 + 2 * 5)
 

@@ -19,7 +19,7 @@ from tests.helpers import QUICK
 from tests.killing import Kill, Killer, different
 from tests.test_resume import wait_for_epochs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 EPOCHS = 8  # two of warm-up, two joint, four of fine-tune
 STAGES = [1, 1, 2, 2, 3, 3, 3, 3]

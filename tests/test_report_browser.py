@@ -15,6 +15,7 @@ from yolo_adapruner.report.run import SUSPECTS, load
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(bool(browser.why_not()), reason=f"needs a browser: {browser.why_not()}"),
 ]
 
