@@ -1,6 +1,7 @@
 """The step cost bench: its statistics by hand, two sides of one input, figures that say what they were measured on."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from ultralytics.utils import LOGGER
 from tests import helpers
 from yolo_adapruner import bench
 from yolo_adapruner.config import load
-from yolo_adapruner.engine import stepcost
+from yolo_adapruner.engine import epochcost, stepcost
 
 pytestmark = pytest.mark.alone
 WIDE = 2.0  # a mask that doubles a step is broken, on the busiest machine
@@ -81,6 +82,63 @@ def test_in_words_it_says_the_same(config, capsys):
     out = capsys.readouterr().out
     for part in ("masked / stock step:", "2 rounds of 1 steps a side", "64 px, batch 8, mosaic 1, mixup 0", "torch"):
         assert part in out
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_step_are_measured_side_by_side(config, capsys):
+    words = ["step", "--config", str(config), "--imgsz", "64", "--steps", "1", "--repeats", "2", "--clock", "cpu"]
+    capsys.readouterr()
+    assert bench.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(found["parts"]) == list(stepcost.PARTS)
+    assert all(part["same_input"] for part in found["parts"].values())
+    assert all(1 / (2 * WIDE) < part["ratio"] < 2 * WIDE for part in found["parts"].values())  # a step of 20 ms
+    assert (found["clock"], found["mixing"]) == ("cpu", {"mosaic": 0.0, "mixup": 0.0})
+
+
+@pytest.mark.slow
+def test_a_profile_says_where_both_epochs_went_and_draws_it(config, tmp_path, capsys):
+    words = ["profile", "--config", str(config), "--imgsz", "64", "--epochs", "1", "--clock", "cpu"]
+    capsys.readouterr()
+    assert bench.main([*words, "--svg", str(tmp_path / "p.svg"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["seconds"]
+    for side in ("stock", "ours"):
+        assert list(found[side]) == list(epochcost.PHASES)
+        own = {part for part, seconds in found[side].items() if seconds > 0}
+        assert own >= {"loader", "forward", "loss", "backward", "optimizer", "validation"}
+        assert ({"judge", "redundancy"} <= own) is (side == "ours")
+    assert (tmp_path / "p.svg").read_text().count("<svg") == 1
+    assert epochcost.table(found).splitlines()[-1].startswith("| all |")
+
+
+@pytest.mark.slow
+def test_a_sides_peak_memory_is_its_processs(config, capsys):
+    words = ["memory", "--config", str(config), "--imgsz", "64", "--steps", "1", "--side", "masked"]
+    capsys.readouterr()
+    assert bench.main(words) == 0
+    assert 0.1 < float(capsys.readouterr().out.splitlines()[-1]) < 16
+
+
+def test_memory_is_the_ratio_of_the_medians_of_the_processes(config, monkeypatch, capsys):
+    peaks = iter([1.0, 1.1, 2.0, 2.2, 3.0, 9.0])
+    asked = []
+
+    def run(words, **_):
+        asked.append(words[-1])
+        return SimpleNamespace(returncode=0, stdout=f"a warning\n{next(peaks)}\n", stderr="")
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    assert bench.main(["memory", "--config", str(config)]) == 0
+    assert asked == ["stock", "masked"] * 3
+    line = "peak memory masked / stock: 1.1000, medians of 3; stock 1.000 to 3.000 GB; masked 1.100 to 9.000 GB"
+    assert capsys.readouterr().out.splitlines()[0] == line
+
+
+def test_a_side_that_fails_says_why_in_one_line(config, monkeypatch, capsys):
+    failed = SimpleNamespace(returncode=2, stdout="", stderr="bench: Expected room, but got none: make some.\n")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
+    assert bench.main(["memory", "--config", str(config)]) == 2
+    assert capsys.readouterr().err == "bench: Expected room, but got none: make some.\n"
 
 
 WRONG = [

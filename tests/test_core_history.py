@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from yolo_adapruner.core import history as module
 from yolo_adapruner.core.history import EpochRecord, RunningMoments
 
 NAN, INF = np.nan, np.inf
@@ -173,3 +174,22 @@ def test_moments_go_on_from_a_saved_state_bit_for_bit(epochs):
         second.add(values)
     for name, values in whole.state_dict().items():
         np.testing.assert_array_equal(second.state_dict()[name], values)
+
+
+def test_strides_and_columns_apart_change_no_bit(monkeypatch):
+    rng = np.random.default_rng(3)
+    whole, parts, record = RunningMoments(50, 3), RunningMoments(50, 3), EpochRecord(50, 3)
+    epochs = [np.where(rng.random((50, 3)) < 0.3, NAN, rng.random((50, 3))) for _ in range(4)]
+    weights = rng.random((4, 50)) * (rng.random((4, 50)) < 0.8)
+    for values, weight in zip(epochs, weights, strict=True):
+        whole.add(values, weight)
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    for values, weight in zip(epochs, weights, strict=True):
+        parts.add_columns((values[:, :2], values[:, 2]), weight)
+        record.add(rng.integers(0, 50, 50), values, weight)
+    for name, held in whole.state_dict().items():
+        np.testing.assert_array_equal(parts.state_dict()[name], held, err_msg=name)
+    np.testing.assert_array_equal(parts.spread, whole.spread)
+    means = record.means()
+    assert np.isnan(means).any()
+    np.testing.assert_array_equal(record.close(), means)

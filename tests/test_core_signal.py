@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from yolo_adapruner.core.signal import pressure, sample_loss, surprise
+from yolo_adapruner.core import signal as module
+from yolo_adapruner.core.signal import channel_surprise, pressure, sample_loss, surprise
 
 NAN = np.nan
 
@@ -188,3 +189,35 @@ def test_pressure_of_nothing_is_finite_and_of_no_loss_is_none():
     assert np.isfinite(f[0])
     assert f[0] > pressure(np.array([1e-3]))[0]
     assert np.isnan(f[1])
+
+
+# At O(N) and in strides, to the bit
+
+
+def scale_by_sorting(logs: np.ndarray) -> tuple[float, float]:
+    """Median and spread of the samples that are no outliers, each quantile asked of numpy anew."""
+    median, upper = np.quantile(logs, (0.5, 0.75))
+    spread = max((upper - median) / module._NORMAL_UPPER_QUARTILE, module._EPS)
+    for _ in range(module._TRIMS):
+        inside = logs[logs <= median + module._OUTLIER * spread]
+        median, upper = np.quantile(inside, (0.5, 0.9))
+        spread = max((upper - median) / module._NORMAL_UPPER_DECILE, module._EPS)
+    return float(median), float(spread)
+
+
+@pytest.mark.parametrize("wild", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 997])
+def test_location_and_spread_are_numpys_quantiles_to_the_bit(n, wild, rng):
+    logs = np.where(rng.random(n) < wild, rng.normal(9, 2, n), rng.normal(0, 0.4, n))
+    for values in (logs, np.round(logs, 1)):  # ties, too
+        assert module._location_and_spread(values.copy()) == scale_by_sorting(values)
+
+
+def test_strides_change_no_bit(readings, monkeypatch):
+    whole = surprise(readings)
+    known = np.isfinite(readings)
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    np.testing.assert_array_equal(surprise(readings), whole)
+    np.testing.assert_array_equal(surprise(np.where(known, readings, 3.0), known), whole)
+    nats = channel_surprise(readings)
+    np.testing.assert_array_equal(np.sqrt((np.where(np.isfinite(nats), nats, np.log(2)) ** 2).sum(1)), whole)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_adapruner.errors import AdaPrunerError
+from yolo_adapruner.errors import AdaPrunerError, RunError
 
 if TYPE_CHECKING:
     from yolo_adapruner.config import RunConfig
@@ -21,6 +24,7 @@ _MIXING = {"mosaic": 1.0, "mixup": 0.5}
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; return 0, or 2 for bad input, with one line that says what to do."""
     args = _parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else [*argv]
     try:
         print(args.bench(args))
     except AdaPrunerError as error:
@@ -50,6 +54,28 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(bench=_step)
     _recipe(command)
     _rounds(command)
+    command = commands.add_parser("memory", help="peak memory of a masked run over that of a stock one, in processes")
+    command.set_defaults(bench=_memory)
+    _recipe(command)
+    _rounds(command)
+    command.set_defaults(steps=20, repeats=3)
+    command.add_argument("--side", choices=("stock", "masked"), help=argparse.SUPPRESS)  # what a process is started as
+    command = commands.add_parser(
+        "profile", help="where an epoch's time goes, stock and ours in turn: loader, forward, loss, ... as a table"
+    )
+    command.set_defaults(bench=_profile)
+    _recipe(command)
+    command.add_argument("--epochs", type=int, default=2, metavar="N", help="epochs a side (default 2)")
+    command.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="as in step")
+    command.add_argument("--svg", type=Path, metavar="FILE", help="draw it as well")
+    for name, work, words in (
+        ("mask", _mask, "the mask's own work at N images: an iteration, its step and an epoch's end without judge"),
+        ("export", _export, "what writing a run's files, and writing them again, takes at N images"),
+    ):
+        command = commands.add_parser(name, help=words)
+        command.set_defaults(bench=work)
+        command.add_argument("--images", nargs="+", type=int, default=[10_000, 1_000_000], metavar="N")
+        command.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser
 
 
@@ -110,6 +136,84 @@ def _step(args: argparse.Namespace) -> str:
     return "\n".join([*lines, *_beside(beside)])
 
 
+def _memory(args: argparse.Namespace) -> str:
+    config = _config(args, dict.fromkeys(_MIXING, 0.0))
+    from yolo_adapruner.engine import stepcost
+
+    if args.side:
+        return json.dumps(stepcost.peak(config, args.side, steps=args.steps))
+    words = [sys.executable, "-m", "yolo_adapruner.bench", *args.words]
+    found: dict[str, list[float]] = {"stock": [], "masked": []}
+    for _ in range(args.repeats):
+        for side, peaks in found.items():
+            done = subprocess.run([*words, "--side", side], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RunError(done.stderr.strip().partition("bench: ")[2] or f"The {side} side failed.")
+            peaks.append(float(done.stdout.splitlines()[-1]))
+    stock, masked = (statistics.median(peaks) for peaks in found.values())
+    beside = stepcost.facts(config)
+    if args.json:
+        return json.dumps({"bench": "memory", "ratio": masked / stock, **found, **beside})
+    spread = "; ".join(f"{side} {min(v):.3f} to {max(v):.3f} GB" for side, v in found.items())
+    return "\n".join(
+        [f"peak memory masked / stock: {masked / stock:.4f}, medians of {args.repeats}; {spread}", *_beside(beside)]
+    )
+
+
+def _profile(args: argparse.Namespace) -> str:
+    config = _config(args, dict.fromkeys(_MIXING, 0.0))
+    from yolo_adapruner.engine import epochcost, stepcost
+
+    found = epochcost.measure(config, epochs=args.epochs, clock=args.clock)
+    beside = stepcost.facts(config) | {"clock": args.clock}
+    if args.svg:
+        epochcost.draw(found, args.svg, f"{config.model}, {config.imgsz} px, batch {config.batch}")
+    if args.json:
+        return json.dumps({"bench": "profile", "seconds": found, **beside})
+    return "\n".join([epochcost.table(found), *_beside(beside)])
+
+
+def _mask(args: argparse.Namespace) -> str:
+    from yolo_adapruner.study import scale
+
+    found = {}
+    for n in args.images:
+        (step, step_bytes), (epoch, epoch_bytes) = scale.update(n), scale.close_epoch(n)
+        found[n] = {
+            "iteration_us": 1e6 * scale.iteration(n),
+            "update_seconds": step,
+            "update_bytes": step_bytes,
+            "epoch_seconds": epoch,
+            "epoch_bytes": epoch_bytes,
+        }
+    if args.json:
+        return json.dumps({"bench": "mask", "images": found})
+    return "\n".join(
+        f"{n:,} images: iteration {f['iteration_us']:.0f} us; mask's step {f['update_seconds']:.3f} CPU s and "
+        f"{f['update_bytes']:.0f} bytes an image; epoch's end without judge {f['epoch_seconds']:.3f} CPU s and "
+        f"{f['epoch_bytes']:.0f} bytes an image"
+        for n, f in found.items()
+    )
+
+
+def _export(args: argparse.Namespace) -> str:
+    from yolo_adapruner.study import scale
+
+    found = {n: scale.files(n) for n in args.images}
+    if args.json:
+        return json.dumps({"bench": "export", "images": found})
+    lines = []
+    for n, steps in found.items():
+        for name in ("write", "export"):
+            f = steps[name]
+            lines.append(
+                f"{n:,} images, {name}: {f['cpu_seconds']:.1f} CPU s, {f['wall_seconds']:.1f} s on the wall, "
+                f"peak memory {f['peak_gb']:.2f} GB"
+            )
+        lines.append(f"{n:,} images: {steps['disk']['gb']:.2f} GB on disk")
+    return "\n".join(lines)
+
+
 def _text(cost: dict[str, Any], beside: dict[str, Any]) -> str:
     lines = [
         f"masked / stock step: {cost['ratio']:.3f}, quartiles {_pair(cost['quartiles'])}, 95 % interval of the median "
@@ -126,8 +230,8 @@ def _beside(facts: dict[str, Any]) -> list[str]:
     """What a measurement was made on, in lines."""
     mixing = ", ".join(f"{key} {value:g}" for key, value in facts["mixing"].items())
     return [
-        f"{facts['model']}, {facts['imgsz']} px, batch {facts['batch']}, {mixing}, seed {facts['seed']}, "
-        f"{facts['clock']} seconds",
+        f"{facts['model']}, {facts['imgsz']} px, batch {facts['batch']}, {mixing}, seed {facts['seed']}"
+        + (f", {facts['clock']} seconds" if "clock" in facts else ""),
         facts["hardware"],
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]

@@ -6,13 +6,14 @@ takes to see a whole sample once. Memory is O(N), whatever the number of epochs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _EPS = 1e-12
+_CHUNK = 1 << 16  # samples a stride
 
 
 class EpochRecord:
@@ -62,6 +63,16 @@ class EpochRecord:
         seen = self._weight > 0
         return np.where(seen, self._sum / np.where(seen, self._weight, 1), np.nan)
 
+    def close(self) -> NDArray[np.float64]:
+        """Return `means()` in the place of the sums, which are lost: no memory beside, and no other reading after."""
+        means = self._sum
+        for begin in range(0, len(means), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            seen = self._weight[part] > 0
+            np.divide(means[part], self._weight[part], out=means[part], where=seen)
+            np.copyto(means[part], np.nan, where=~seen)
+        return means
+
 
 class RunningMoments:
     """Mean and standard deviation over epochs, by sample and column, in one pass, epochs weighted (West 1979).
@@ -88,15 +99,24 @@ class RunningMoments:
             values: (N, columns), NaN where there is none.
             weight: (N,) >= 0, how much the epoch counts for each sample; at 0 not at all. None: 1 each.
         """
-        w = np.ones((len(values), 1)) if weight is None else np.asarray(weight, np.float64)[:, None]
-        seen = np.isfinite(values) & (w > 0)
-        w = np.where(seen, w, 0.0)
-        self.count += seen
-        self._weight += w
-        self._weight2 += w**2
-        delta = np.where(seen, values - self.mean, 0.0)
-        self.mean += delta * w / np.where(self._weight > 0, self._weight, 1)
-        self._m2 += w * delta * np.where(seen, values - self.mean, 0.0)
+        self.add_columns([values], weight)
+
+    def add_columns(self, values: Sequence[NDArray[np.floating]], weight: NDArray[np.floating] | None = None) -> None:
+        """Add an epoch as `add`, its columns in several arrays, (N,) or (N, some)."""
+        for begin in range(0, len(self.count), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            rows = np.column_stack([own[part] for own in values])
+            w = np.ones((len(rows), 1)) if weight is None else np.asarray(weight[part], np.float64)[:, None]
+            seen = np.isfinite(rows) & (w > 0)
+            w = np.where(seen, w, 0.0)
+            self.count[part] += seen
+            total = self._weight[part]
+            total += w
+            self._weight2[part] += w**2
+            mean = self.mean[part]
+            delta = np.where(seen, rows - mean, 0.0)
+            mean += delta * w / np.where(total > 0, total, 1)
+            self._m2[part] += w * delta * np.where(seen, rows - mean, 0.0)
 
     @property
     def means(self) -> NDArray[np.float64]:

@@ -276,27 +276,31 @@ class Pruner:
             self.state = controller.start(self.schedule, metric)
 
     def _close_joint(self, metric: float) -> None:
-        readings = self.record.means()
+        readings = self.record.close()
         # More than a whole view makes an epoch no surer: what is left between epochs is the model's, not the crop's.
         evidence = np.minimum(self.record.area, 1)
         channels = readings[:, : self.channels]
-        rehearsed = np.full_like(readings, np.nan) if self._rehearsed is None else self._rehearsed.means()
-        judgement = self.suspicion.learn(readings, rehearsed, evidence)
-        self.moments.add(np.column_stack((channels, surprise(channels) if judgement is None else judgement)), evidence)
+        rehearsed = None if self._rehearsed is None else self._rehearsed.close()
+        judgement = None if rehearsed is None else self.suspicion.learn(readings, rehearsed, evidence)
+        self.moments.add_columns((channels, surprise(channels) if judgement is None else judgement), evidence)
         self.seen += self.record.area
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         suspected = self.suspicion.signal
-        self.signal = surprise(self.moments.means[:, :-1]) if suspected is None else suspected
+        self.signal = self._surprise_so_far() if suspected is None else suspected
         f = self._pressure(self.signal + self._redundant())
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         game, share = self._in_the_game()
         judged = f[game & np.isfinite(f)]
-        neutral = float(np.quantile(judged, 1 - share)) if len(judged) and NEUTRAL in self.settings.terms else 0.0
+        use = len(judged) > 0 and NEUTRAL in self.settings.terms
+        neutral = float(np.quantile(judged, 1 - share, overwrite_input=True)) if use else 0.0
+        del judged
+        f[np.isnan(f)] = neutral
+        f[~game] = np.nan
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
             self.mask.update(
-                np.where(game, np.where(np.isnan(f), neutral, f), np.nan),
+                f,
                 neutral=neutral,
                 lam=self.state.lam,
                 target=self.state.target,
@@ -320,10 +324,14 @@ class Pruner:
         loss = sample_loss(signal, self.settings.tau)
         return pressure(loss, task=TASK in terms, selection=SELECTION in terms)
 
-    def _redundant(self) -> NDArray[np.float64]:
-        """What each sample is judged harder by for being there already, (N,) nats."""
+    def _surprise_so_far(self) -> NDArray[np.float64]:
+        """The surprise of each sample's mean channels over the joint epochs, (N,)."""
+        return surprise(self.moments.mean[:, :-1], self.moments.count[:, :-1] > 0)
+
+    def _redundant(self) -> NDArray[np.float64] | float:
+        """What each sample is judged harder by for being there already, (N,) nats, or 0 for all."""
         if self.appearance is None:
-            return np.zeros(self.n)
+            return 0.0
         own = self._pressure(self.signal)
         seen = own[np.isfinite(own)]
         # What each would weigh at the end by its own evidence: what goes for its labels cannot stand in for a copy.

@@ -6,6 +6,8 @@ and into one number; `sample_loss` makes that dimensionless; `pressure` is AdaPr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +15,10 @@ _EPS = 1e-6
 _NORMAL_UPPER_QUARTILE, _NORMAL_UPPER_DECILE = 0.6744897501960817, 1.2815515655446004
 _OUTLIER = 8.0  # spreads above the median from which on a sample does not set the spread
 _TRIMS = 5
+_CHUNK = 1 << 18  # samples a stride: what is made on the way stays small however many there are
 
 
-def surprise(readings: NDArray[np.floating]) -> NDArray[np.float64]:
+def surprise(readings: NDArray[np.floating], known: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Return how improbable each sample's readings are among its peers, (N,) nats >= 0; NaN with no reading.
 
     A sample's surprise is the Euclidean norm of `channel_surprise` over its channels: a fault usually speaks on more
@@ -25,10 +28,18 @@ def surprise(readings: NDArray[np.floating]) -> NDArray[np.float64]:
 
     Args:
         readings: (N, C), >= 0, NaN where a sample has no such reading.
+        known: (N, C), which of them are readings; all that are finite if None.
     """
-    nats = channel_surprise(readings)
-    present = np.isfinite(nats)
-    return np.where(present.any(1), np.sqrt((np.where(present, nats, np.log(2)) ** 2).sum(1)), np.nan)
+    scales = [_scale(_column(readings, known, c)) for c in range(readings.shape[1])]
+    result = np.empty(len(readings))
+    for begin in range(0, len(readings), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        own = None if known is None else known[part]
+        nats = np.column_stack([-_log_tail(_column(readings[part], own, c), at) for c, at in enumerate(scales)])
+        present = np.isfinite(nats)
+        norm = np.sqrt((np.where(present, nats, np.log(2)) ** 2).sum(1))
+        result[part] = np.where(present.any(1), norm, np.nan)
+    return result
 
 
 def channel_surprise(readings: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -36,33 +47,57 @@ def channel_surprise(readings: NDArray[np.floating]) -> NDArray[np.float64]:
 
     A channel's logarithm is taken as normal around the set's median.
     """
-    return np.column_stack([-_log_tail(column) for column in np.asarray(readings, np.float64).T])
+    columns = np.asarray(readings, np.float64).T
+    return np.column_stack([-_log_tail(column, _scale(column)) for column in columns])
 
 
-def _log_tail(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _column(readings: NDArray[np.floating], known: NDArray[np.bool_] | None, c: int) -> NDArray[np.float64]:
+    column = np.asarray(readings[:, c], np.float64)
+    return column if known is None else np.where(known[:, c], column, np.nan)
+
+
+def _scale(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Location and spread of a channel's logarithms over the set, None where there is no reading."""
+    logs = values[np.isfinite(values)]
+    if not len(logs):
+        return None
+    np.maximum(logs, _EPS, out=logs)
+    return _location_and_spread(np.log(logs, out=logs))
+
+
+def _log_tail(values: NDArray[np.float64], scale: tuple[float, float] | None) -> NDArray[np.float64]:
     """Log P(a channel this high or higher) by the robust log-normal; NaN where there is no reading."""
-    seen = np.isfinite(values)
-    if not seen.any():
+    if scale is None:
         return np.full(len(values), np.nan)
+    median, spread = scale
     logs = np.log(np.maximum(values, _EPS))
-    median, spread = _location_and_spread(logs[seen])
-    return np.where(seen, _log_normal_tail((logs - median) / spread), np.nan)
+    return np.where(np.isfinite(values), _log_normal_tail((logs - median) / spread), np.nan)
 
 
 def _location_and_spread(logs: NDArray[np.float64]) -> tuple[float, float]:
-    """Median, and standard deviation of the upper half, of the samples that are no outliers.
+    """Median, and standard deviation of the upper half, of the samples that are no outliers; orders `logs` anew.
 
     The upper decile gives the spread: a good detector's readings have a heavier tail than a normal one, and the upper
     quartile, which does not see it, costs about a tenth of the hits on planted label faults. But the decile belongs to
     the outliers once they are a tenth of the set. So they are left out, beginning with the quartile's view of them.
     """
-    median, upper = np.quantile(logs, (0.5, 0.75))
+    median, upper = _lowest_quantiles(logs, len(logs), (0.5, 0.75))
     spread = max((upper - median) / _NORMAL_UPPER_QUARTILE, _EPS)
+    inside = -1
     for _ in range(_TRIMS):
-        inside = logs[logs <= median + _OUTLIER * spread]
-        median, upper = np.quantile(inside, (0.5, 0.9))
+        before, inside = inside, int(np.count_nonzero(logs <= median + _OUTLIER * spread))
+        if inside == before:
+            break
+        median, upper = _lowest_quantiles(logs, inside, (0.5, 0.9))
         spread = max((upper - median) / _NORMAL_UPPER_DECILE, _EPS)
-    return float(median), float(spread)
+    return median, spread
+
+
+def _lowest_quantiles(values: NDArray[np.float64], count: int, wanted: Sequence[float]) -> list[float]:
+    """Quantiles of the `count` lowest values, as numpy's to the bit, at O(N) and without a copy; orders them anew."""
+    places = [divmod((count - 1) * q, 1) for q in wanted]
+    values.partition(sorted({rank for low, _ in places for rank in (int(low), min(int(low) + 1, count - 1))}))
+    return [float(np.quantile(values[int(low) : int(low) + 2][: count - int(low)], part)) for low, part in places]
 
 
 def _log_normal_tail(z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -80,10 +115,10 @@ def sample_loss(signal: NDArray[np.floating], tau: float) -> NDArray[np.float64]
         tau: quantile in (0, 1); the lower, the more samples lie above 1.
     """
     values: NDArray[np.float64] = np.asarray(signal, np.float64)
-    seen = np.isfinite(values)
-    if not seen.any():
+    seen = values[np.isfinite(values)]
+    if not len(seen):
         return values
-    return values / max(float(np.quantile(values[seen], tau)), _EPS)
+    return values / max(float(np.quantile(seen, tau, overwrite_input=True)), _EPS)
 
 
 def pressure(loss: NDArray[np.floating], *, task: bool = True, selection: bool = True) -> NDArray[np.float64]:
@@ -97,5 +132,8 @@ def pressure(loss: NDArray[np.floating], *, task: bool = True, selection: bool =
         selection: with the selection term's -log l; without it what is hard is pushed out, and nothing for being easy.
     """
     loss = np.asarray(loss, np.float64)
-    nothing = np.where(np.isnan(loss), np.nan, 0.0)
-    return (loss if task else nothing) - (np.log(np.maximum(loss, _EPS)) if selection else 0.0)
+    if not selection:
+        return loss.copy() if task else np.where(np.isnan(loss), np.nan, 0.0)
+    logs = np.maximum(loss, _EPS)
+    np.log(logs, out=logs)
+    return np.subtract(loss, logs, out=logs) if task else np.negative(logs, out=logs)

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import stat
+import sys
 import tempfile
 from contextlib import suppress
 from importlib.metadata import version
@@ -44,6 +45,18 @@ def native_bf16(device: torch.device | str) -> bool:
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
     return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def peak_memory() -> float:
+    """Return the most resident memory that this process has ever held, GB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says there begins with the process that started this one
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _private_folder() -> Path:

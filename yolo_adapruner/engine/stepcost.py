@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -96,24 +97,59 @@ def measure_parts(
     if steps < 1 or repeats < 2:
         raise ConfigError(f"Expected steps >= 1 and repeats >= 2, but got steps {steps} and repeats {repeats}.")
     runtime.offer_font()
-    own = config.prune.model_dump()
-    # Never in another stage, nor within close_mosaic of the end.
-    stages = {"share": own["share"] or 0.1, "warmup": 0, "joint": 1.0}
-    args = ultralytics_args(config) | {"epochs": 10_000, "plots": False, "verbose": False}
     with quiet(), TemporaryDirectory() as folder, one_line_errors(config.data):
-        kinds: list[type[Any]] = [DetectionTrainer]
-        kinds += [AdaPruneTrainer.configured(PruneConfig(**{**own, **stages, **part})) for part in parts.values()]
-        places = [str(Path(folder, str(i))) for i in range(len(kinds))]
-        sides = [_Side(kind, {**args, "save_dir": place}, clock) for kind, place in zip(kinds, places, strict=True)]
+        kinds = [DetectionTrainer, *(masked(config, part) for part in parts.values())]
+        sides = [Side(kind, overrides(config, Path(folder, str(i))), clock) for i, kind in enumerate(kinds)]
         try:
             runtime.use_all_cores()
-            state = _random_state()
+            state = random_state()
             for side in sides:
                 side.open(state)
             return dict(zip(parts, _measure(sides, steps, repeats), strict=True))
         finally:
             for side in sides:
                 side.close()
+            unset_deterministic()
+
+
+def masked(config: RunConfig, part: Mapping[str, Any] | None = None) -> type[Any]:
+    """Return our trainer's class with a config's method, some settings in place of its own, in a joint stage for ever.
+
+    Never in another stage, nor within close_mosaic of the end.
+    """
+    own = config.prune.model_dump()
+    stages = {"share": own["share"] or 0.1, "warmup": 0, "joint": 1.0}
+    return AdaPruneTrainer.configured(PruneConfig(**{**own, **stages, **(part or {})}))
+
+
+def overrides(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Return what a side's trainer is made with."""
+    return ultralytics_args(config) | {"epochs": 10_000, "plots": False, "verbose": False, "save_dir": str(folder)}
+
+
+def peak(config: RunConfig, side: str, *, steps: int = 20) -> float:
+    """Return the most memory that this process has ever held after some steps of one side, GB.
+
+    Of a CPU's run the resident memory, everything imported included; of a CUDA device what torch allocated there.
+
+    Args:
+        config: as `measure`.
+        side: stock or masked.
+        steps: how many.
+    """
+    kind = DetectionTrainer if side == "stock" else masked(config)
+    with quiet(), TemporaryDirectory() as folder, one_line_errors(config.data):
+        found = Side(kind, overrides(config, Path(folder)), "wall")
+        try:
+            runtime.use_all_cores()
+            found.open(random_state())
+            for _ in range(steps):
+                found.step()
+            if found.trainer.device.type == "cuda":
+                return torch.cuda.max_memory_allocated() / 1e9
+            return runtime.peak_memory()
+        finally:
+            found.close()
             unset_deterministic()
 
 
@@ -148,7 +184,7 @@ def summarise(
     )
 
 
-class _Side:
+class Side:
     """A trainer set up as for training, stepped from outside, with random states of its own."""
 
     def __init__(self, kind: type[Any], overrides: Mapping[str, Any], clock: str) -> None:
@@ -179,21 +215,31 @@ class _Side:
         _set_random_state(self._state)
         self._wait()
         began = self._clock()
-        batch = next(self._batches)
-        trainer.run_callbacks("on_train_batch_start")
+        with self.phase("loader"):
+            batch = next(self._batches)
+            trainer.run_callbacks("on_train_batch_start")
         kind = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
         with autocast(kind, device=trainer.device.type):
-            batch = trainer.preprocess_batch(batch)
-            loss, trainer.loss_items = trainer.model(batch)
+            with self.phase("loader"):
+                batch = trainer.preprocess_batch(batch)
+            with self.phase("forward"):
+                loss, trainer.loss_items = trainer.model(batch)
             trainer.loss = loss.sum()
-        trainer.scaler.scale(trainer.loss).backward()
-        trainer.optimizer_step()
-        trainer.run_callbacks("on_train_batch_end")
+        with self.phase("backward"):
+            trainer.scaler.scale(trainer.loss).backward()
+        with self.phase("optimizer"):
+            trainer.optimizer_step()
+        with self.phase("mask"):
+            trainer.run_callbacks("on_train_batch_end")
         self._wait()
         seconds = self._clock() - began
-        self._state = _random_state()
+        self._state = random_state()
         self.picture = batch["img"]
         return seconds
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Enter a part of a step, for whoever wants to know how long each takes."""
+        return nullcontext()
 
     def _wait(self) -> None:
         kind = self.trainer.device.type
@@ -208,7 +254,7 @@ class _Side:
         self.trainer.run_callbacks("teardown")
 
 
-def _measure(sides: Sequence[_Side], steps: int, repeats: int) -> list[StepCost]:
+def _measure(sides: Sequence[Side], steps: int, repeats: int) -> list[StepCost]:
     """What each side but the first costs beside the first."""
     for _ in range(_UNTIMED):
         for side in sides:
@@ -231,7 +277,8 @@ def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)
 
 
-def _random_state() -> tuple[Any, Any, torch.Tensor]:
+def random_state() -> tuple[Any, Any, torch.Tensor]:
+    """Return where the random numbers stand that a step draws from; each side goes on from the same."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
