@@ -138,10 +138,14 @@ class Study:
         kinds = [d for row in self.rows for d in (row.versus_beside, row.versus_full, row.versus_random) if d]
         anew = any(row.arm == PRUNED for row in self.rows)
         clear = sum(1 for d in kinds if d.known and not d.low <= 0 <= d.high)
+        spread = (
+            f"mean ± standard deviation over {n} seeds, differences paired by seed, with their 95 % interval {over}"
+            if n > 1
+            else "one seed"
+        )
         parts = [
-            f"Points of {said.unit} (0 to 100) {said.judge} on the {facts['reported_on']}, which chose nothing; mean ± "
-            f"standard deviation over {n} seed{'s' if n > 1 else ''}, differences paired by seed, with their 95 % "
-            f"interval {over}. *{RUN}* is the network that the pruning run itself leaves, after {config['epochs']} "
+            f"Points of {said.unit} (0 to 100) {said.judge} on the {facts['reported_on']}, which chose nothing; "
+            f"{spread}. *{RUN}* is the network that the pruning run itself leaves, after {config['epochs']} "
             "epochs in all" + (f"; {_ANEW}." if anew else "."),
             "The masks are as the joint stage left them, before the exact share was cut: *kept by the mask* are the "
             "images of weight one half and more, *matched* the runs in which their share came near the wanted one.",
