@@ -58,6 +58,7 @@ class Outcome:
             - boxes: labelled boxes.
             - similarity: how likely the nearest other image is the same picture, [0, 1]; NaN where images were not
               compared. twin: row of the most similar image that it gives way to, -1 for none.
+            - visits: epochs of the whole run that drew it; not there in a run of stock training.
 
             `write` adds `reason` and `detail`, see `explain.with_reasons`.
         constraints: what the selection must not lose.
@@ -79,8 +80,12 @@ class Outcome:
         channels: Sequence[str],
         share: float,
         constraints: Constraints | None = None,
+        visits: NDArray[np.integer] | None = None,
     ) -> Outcome:
-        """Return what a pruner found, or everything kept where there was none (share 0)."""
+        """Return what a pruner found, or everything kept where there was none (share 0).
+
+        `visits` (N,) are the epochs that drew each image, None where all drew all.
+        """
         n = len(paths)
         if pruner is None:
             nan = np.full(n, np.nan)
@@ -106,6 +111,8 @@ class Outcome:
             likeness = {"similarity": pruner.redundancy.similarity, "twin": pruner.redundancy.twin}
         tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}
         columns = {**columns, **tail, **likeness}
+        if visits is not None:
+            columns["visits"] = np.asarray(visits, np.int64)
         history = pruner.history if pruner is not None else None
         return cls(paths, kept, columns, history, constraints or Constraints())
 

@@ -5,6 +5,7 @@ What an image deserves is decided in `core`; this class only carries batches the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -24,7 +25,7 @@ from yolo_adapruner.core.appearance import dimensions
 from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
-from yolo_adapruner.core.schedule import Draw, Plan, Visits
+from yolo_adapruner.core.schedule import Draw, Dynamic, Plan, Visits, validates
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.core.suspicion import Judge
 from yolo_adapruner.data import export
@@ -68,7 +69,7 @@ class AdaPruneMixin(Resumable):
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`, and so is the plan's.
         plan: what `planner` made, from the start of training on. Where it has `state_dict` and `load_state_dict`, a
             resumed run goes on from those.
-        visits: what the plan is told of each image; None without a plan.
+        visits: what a plan is told of each image, and how often it was drawn; None in stock training.
 
     What an interrupted run goes on from is `Resumable`'s.
     """
@@ -101,6 +102,8 @@ class AdaPruneMixin(Resumable):
         self.pruner: Pruner | None = None
         self.plan: Plan | None = None
         self.visits: Visits | None = None
+        self._since = 0  # images trained on since the last validation
+        self._validated: dict[str, float] | None = None  # what that said
         self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
         self._entered: tuple[Stage | None, Any] | None = None
@@ -177,7 +180,7 @@ class AdaPruneMixin(Resumable):
     @property
     def _weighs(self) -> bool:
         """Whether images are told apart at all; otherwise this is stock training."""
-        return bool(self.prune_config.share) or self.planner is not None
+        return bool(self.prune_config.share) or self.prune_config.dynamic or self.planner is not None
 
     def _set_up_mask(self) -> None:
         share = self.prune_config.share
@@ -192,10 +195,10 @@ class AdaPruneMixin(Resumable):
         self._tap = self._tapped(model)
         self._rehearsal: Rehearsal | None = None
         self._features: FeatureTap | None = None
-        if share:
+        self.visits = Visits(len(self.paths), len(self.channels))
+        if share or self.prune_config.dynamic:
             self._set_up_pruner(model)
         if self.planner is not None:
-            self.visits = Visits(len(self.paths), len(self.channels))
             self.plan = type(self).planner(self)  # type: ignore[misc]  # not None, see above
         if self.resume and self.saved is None:
             self._restore(self.start_epoch - 1)
@@ -241,6 +244,7 @@ class AdaPruneMixin(Resumable):
             readings=readings,
             features=features,
             layout=layout,
+            ends_early=True,
         )
 
     def _start_warm(self, pruner: Pruner) -> None:
@@ -286,7 +290,7 @@ class AdaPruneMixin(Resumable):
     def run_callbacks(self, event: str) -> None:
         """Do our part of an event, then run the registered callbacks."""
         self.note(event)
-        if self.pruner is not None or self.plan is not None:
+        if self.visits is not None:
             if event == "on_train_epoch_start":
                 self._open_epoch(self.pruner)
             elif event == "on_train_batch_end":
@@ -307,9 +311,9 @@ class AdaPruneMixin(Resumable):
         self._looks, self._shares = evidence.Evidence(), evidence.Evidence()
         self._batches = 0
         self._tap.clear()  # what a batch that failed has left there
-        self._tap.watching = stage is not Stage.FINETUNE
+        self._tap.watching = stage is not Stage.FINETUNE or self._reads_on
         if self._features is not None:
-            self._features.watching = self._tap.watching
+            self._features.watching = stage is not Stage.FINETUNE
         weights = None
         if pruner is not None:
             pruner.open_epoch()
@@ -320,10 +324,9 @@ class AdaPruneMixin(Resumable):
 
     def _open_draw(self, weights: NDArray[np.float32] | None) -> None:
         """Ask the plan what the epoch draws, tell the loader, and put the draw's weights onto the mask's, (N,)."""
-        self._draw: Draw | None = None
-        if self.visits is not None and self.plan is not None:
-            self.visits.open_epoch()
-            self._draw = self.plan(self.epoch, self.visits)
+        assert self.visits is not None
+        self.visits.open_epoch()
+        self._draw = self._drawn_by(self.visits)
         drawn = np.ones(len(self.paths), bool)
         if self._draw is not None:
             drawn[:] = False
@@ -333,6 +336,30 @@ class AdaPruneMixin(Resumable):
                 weights[self._draw.ids] *= self._draw.weights
         self._draw_rows(drawn[self._numbers])
         self._weights = None if weights is None else torch.from_numpy(weights)
+
+    def _drawn_by(self, visits: Visits) -> Draw | None:
+        """What the epoch draws: by the plan, where there is one."""
+        if self.plan is not None:
+            return self.plan(self.epoch, visits)
+        active = None if self.pruner is None else self.pruner.active
+        if self.prune_config.dynamic:
+            config = self.prune_config
+            dynamic = Dynamic(
+                self.epochs,
+                config.dynamic_share,
+                config.dynamic_rest,
+                config.dynamic_anneal,
+                seed=self.args.seed,
+            )
+            suspicion = None if self.pruner is None else self.pruner.suspicion.log_odds
+            if (draw := dynamic(self.epoch, visits, suspicion, active)) is not None:
+                return draw
+        return None if active is None else Draw.of(active)
+
+    @property
+    def _reads_on(self) -> bool:
+        """Whether images are read after they are judged: whom the next epoch draws may hang on it."""
+        return self.plan is not None or self.prune_config.dynamic
 
     def _draw_rows(self, drawn: NDArray[np.bool_]) -> None:
         """Have the loader draw these rows of its dataset, and further ones where no batch could be made of them."""
@@ -382,7 +409,7 @@ class AdaPruneMixin(Resumable):
         sources = batch.pop(KEY, None)
         loaded = dict(batch)  # as yet on the CPU
         batch = super().preprocess_batch(batch)
-        if self.pruner is not None or self.plan is not None:
+        if self.visits is not None:
             on = self._accounts(sources, batch)
             self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
             self._spoilt = None
@@ -439,16 +466,37 @@ class AdaPruneMixin(Resumable):
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Close the epoch where Ultralytics, on every rank, has settled that it stands and is not trained again."""
         again = super()._handle_nan_recovery(epoch)
-        if not again and (self.pruner is not None or self.plan is not None):
+        if not again and self.visits is not None:
             self._close_epoch(self.pruner)
         return again
 
+    def validate(self) -> Any:
+        """Validate as Ultralytics does, but after short epochs not each time; then the last metrics stand, no fitness.
+
+        Without a fitness nothing is held for the best, and no patience is lost.
+        """
+        if self.visits is None:
+            return super().validate()
+        self._since += self.train_loader.sampler.drawn
+        rarely = not self.prune_config.validate_all
+        if rarely and not validates(self._since, len(self.paths), self.epoch, self.epochs):
+            # Not those the trainer holds, of which Ultralytics clears a part when a process begins.
+            return None if self._validated is None else dict(self._validated), None
+        self._since = 0
+        metrics, fitness = super().validate()
+        self._validated = None if metrics is None else dict(metrics)
+        return metrics, fitness
+
     def _close_epoch(self, pruner: Pruner | None) -> None:
         seen = self._evidence.collect()
-        if self.visits is not None:
-            self._close_draw(self.visits, seen)
+        assert self.visits is not None
+        self._close_draw(self.visits, seen)
         if pruner is not None:
             self._close_mask(pruner, seen)
+        self._columns |= {
+            "prune/images": float(self.train_loader.sampler.drawn),
+            "prune/validated": float(self._since == 0),
+        }
 
     def _close_draw(self, visits: Visits, seen: evidence.Collected | None) -> None:
         if seen is not None:
@@ -473,7 +521,11 @@ class AdaPruneMixin(Resumable):
         works = min(fits.values()) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
         metric = distributed.of_first(self.metrics[heads.TASKS[self.task].metric] if self.metrics else 0.0, self.device)
-        ran = pruner.close_epoch(metric, works=works)
+        rested = None
+        if self._draw is not None:
+            rested = np.ones(pruner.n, bool)
+            rested[self._draw.ids] = False
+        ran = pruner.close_epoch(metric, works=works, agree=self._agree(), rested=rested)
         self._columns = {f"prune/{key}": v for key, v in {**ran, **fits}.items()}
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
@@ -517,7 +569,7 @@ class AdaPruneMixin(Resumable):
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
         """Return the part of a training set that is kept."""
-        part = images.subset(dataset, keep, self.args)
+        part = images.subset(dataset, keep, self.args, traced=self._reads_on)
         if self.epoch >= self.epochs - self.args.close_mosaic:
             with quiet():
                 part.close_mosaic(hyp=copy(self.args))
@@ -542,6 +594,10 @@ class AdaPruneMixin(Resumable):
             readings = detection_channels(self._tap.assignment)
         return readings.masked_fill(~sound[:, None], torch.nan)
 
+    def _agree(self) -> float:
+        """Return how alike two epochs must rank the images for an auto warm-up to end; infinity: it goes on."""
+        return self.prune_config.warmup_agree if self.epoch + 1 >= self.args.warmup_epochs else math.inf
+
     def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
         """Return how well the model knows the training set, by name, each in [0, 1]; an auto warm-up waits for all."""
         iou, probability = fit(readings)
@@ -550,7 +606,13 @@ class AdaPruneMixin(Resumable):
     def _outcome(self) -> export.Outcome:
         """Return the selection with the columns of its files."""
         return export.Outcome.of(
-            self.pruner, self.paths, self.boxes, self.channels, self.prune_config.share, self.constraints
+            self.pruner,
+            self.paths,
+            self.boxes,
+            self.channels,
+            self.prune_config.share,
+            self.constraints,
+            visits=None if self.visits is None else self.visits.count,
         )
 
     # ---- what is left behind ------------------------------------------------------------------------------------
@@ -569,7 +631,9 @@ class AdaPruneMixin(Resumable):
             "entered": None if stage is None else int(stage),
             "start": self._started,
             "required": self.constraints.required,
-            "visits": None if self.visits is None else self.visits.state_dict(),
+            "visits": self.visits.state_dict() if self.visits is not None else None,
+            "since": self._since,
+            "validated": self._validated,
             "plan": None if keeps is None else keeps.state_dict(),
         }
 
@@ -586,12 +650,13 @@ class AdaPruneMixin(Resumable):
             self._started = mask.get("start")
         if self.visits is not None:
             self.visits.load_state_dict(mask["visits"])
+            self._since, self._validated = mask["since"], mask["validated"]
             if mask["plan"] is not None:
                 self.plan.load_state_dict(mask["plan"])  # type: ignore[union-attr]  # it gave that state
 
     def enter_again(self, mask: Mapping[str, Any]) -> None:
         """Make the loader of the stage that the saved epoch ran in; `_open_epoch` then finds whether another begins."""
-        if self.pruner is not None or self.plan is not None:
+        if self.visits is not None:
             self._enter(None if mask["entered"] is None else Stage(mask["entered"]))
 
     def save_checkpoints(self) -> bool:
@@ -603,7 +668,7 @@ class AdaPruneMixin(Resumable):
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
-        if self.pruner is not None or self.plan is not None:  # NaN recovery; on resume there is neither yet
+        if self.visits is not None:  # NaN recovery; on resume there is neither yet
             self._restore(ckpt["epoch"])
 
     def _restore(self, epoch: int) -> None:
@@ -621,6 +686,13 @@ class AdaPruneMixin(Resumable):
             if self.pruner is not None:
                 warmstart.write_prints(Path(self.save_dir), self.paths, self._label_prints)
 
+    def _epochs_facts(self) -> dict[str, Any]:
+        """What the manifest says of shortened epochs: images trained on, and how many all epochs on all would have."""
+        if self.visits is None:
+            return {}
+        epochs = self.epoch + 1
+        return {"visits": {"images": int(self.visits.count.sum()), "of": epochs * len(self.paths), "epochs": epochs}}
+
     def _export(self, metrics: dict[str, float] | None) -> None:
         outcome = self._outcome()
         manifest = {
@@ -635,6 +707,7 @@ class AdaPruneMixin(Resumable):
             "best_validation": metrics,
             "seconds": round(time.time() - self.train_time_start, 1),
             "updates": self.updates,
+            **self._epochs_facts(),
         }
         export.write(
             Path(self.save_dir), outcome, source=Path(self.data["yaml_file"]), data=copy(self.data), manifest=manifest
