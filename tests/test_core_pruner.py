@@ -601,3 +601,93 @@ def test_exactly_the_share_goes_whatever_terms_are_in_force(terms):
     pruner = pruner_of(200, 30, warmup=0, terms=list(terms))
     run(pruner, 9, Readings().of)
     assert (~pruner.kept).sum() == 20
+
+
+# Decided samples leave
+
+
+def joint_epoch(pruner, values, seen=None):
+    """A joint epoch in which `seen` (all) read like `values`, (N,)."""
+    ids = np.arange(pruner.n) if seen is None else np.flatnonzero(seen)
+    pruner.open_epoch()
+    pruner.observe(ids, values[ids, None] * np.ones((1, pruner.channels)))
+    return pruner.close_epoch(0.5, rested=None if seen is None else ~np.asarray(seen))
+
+
+def shrinking(n=40, epochs=100, **changes):
+    settings = Settings(**PruneConfig(share=0.25, warmup=0, joint=0.3, floor=0, **changes).model_dump())
+    return Pruner(n, 4, epochs, settings, ends_early=True)
+
+
+def test_what_the_mask_has_decided_leaves_and_is_read_again_in_turn():
+    pruner = shrinking()
+    values = np.linspace(1, 1.2, 40)
+    values[:8] += np.linspace(4, 5, 8)
+    values[8:10] += 0.3  # to go as well, but it is not so sure of them
+    assert pruner.active is None
+    for _ in range(3):
+        joint_epoch(pruner, values)
+    gone = pruner.absent >= 3
+    assert gone.sum() == 8
+    assert gone[:8].all()
+    turns = []
+    for _ in range(8):
+        active = pruner.active
+        turns.append(set(np.flatnonzero(active & (pruner.absent >= 3))))
+        assert len(turns[-1]) == 1
+        assert active[pruner.absent < 3].all()
+        joint_epoch(pruner, values, active)
+    assert set.union(*turns) == set(np.flatnonzero(gone))  # round robin: each once
+
+
+def test_a_decision_is_undone_by_what_the_turn_reads():
+    pruner = shrinking(memory=1.0)
+    values = np.linspace(1, 1.2, 40)
+    values[:10] += np.linspace(4, 5, 10)
+    for _ in range(3):
+        joint_epoch(pruner, values)
+    back = int(np.flatnonzero(pruner.absent >= 3)[0])
+    values[back], values[30] = 1.1, 30.0
+    epochs = 0
+    while pruner.absent[back] and pruner.kept is None and epochs < 26:
+        joint_epoch(pruner, values, pruner.active)
+        epochs += 1
+    assert pruner.absent[back] == 0
+    assert pruner.kept is not None or pruner.active[back]
+
+
+def test_who_was_never_seen_is_not_decided_on():
+    pruner = shrinking()
+    values = np.linspace(1, 1.2, 40)
+    for _ in range(5):
+        joint_epoch(pruner, values, np.arange(40) >= 12)
+    assert not pruner.absent[:12].any()
+
+
+def test_the_joint_stage_ends_once_three_epochs_after_the_ramp_would_drop_the_same():
+    values = np.linspace(1, 3, 40)
+    lengths = {}
+    for early in (True, False):
+        pruner = shrinking(epochs=100)
+        pruner.ends_early = early
+        epochs = 0
+        while pruner.kept is None:
+            joint_epoch(pruner, values, pruner.active)
+            epochs += 1
+        lengths[early] = epochs, (~pruner.kept).sum()
+    assert lengths == {True: (18 + 2, 10), False: (30, 10)}  # the ramp's last epoch is the first of three
+
+
+def test_a_warm_up_ends_once_two_epochs_agree():
+    settings = Settings(**PruneConfig(share=0.25, warmup="auto").model_dump())
+    random = np.random.default_rng(0)
+    steady = random.random((40, 4)) + 0.1
+    pruner = Pruner(40, 4, 40, settings)
+    stages = []
+    for epoch in range(6):
+        pruner.open_epoch()
+        pruner.observe(np.arange(40), steady if epoch > 2 else random.random((40, 4)) + 0.1)
+        pruner.close_epoch(0.5, agree=0.8)
+        stages.append(int(pruner.stage))
+    assert stages == [1, 1, 1, 1, 2, 2]
+    assert pruner.agreement == pytest.approx(1)

@@ -1,5 +1,7 @@
 """A plan of what each epoch draws: shorter epochs leave the recipe, the counts and a resume as they are."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ from tests import helpers
 from tests.helpers import results, train_here
 from tests.killing import different
 from yolo_adapruner import AdaPruneTrainer, PruneConfig
-from yolo_adapruner.core.schedule import Draw, Visits
+from yolo_adapruner.core.schedule import Draw, Dynamic, Visits, validates
+from yolo_adapruner.data import export
 from yolo_adapruner.engine.snapshot import Steps
 from yolo_adapruner.study.dynamic import infobatch
 
@@ -236,3 +239,145 @@ def test_one_image_does_not_stand_alone_where_batch_normalisation_needs_two(data
         callbacks={"on_train_batch_end": lambda t: sizes.append(len(t._batch_ids))},
     )
     assert sizes == [8, 2, 8, 8, 8]
+
+
+# What the dynamic mode draws
+
+
+def simulated(dynamic, hardness, suspicion=None, active=None):
+    """Draws epoch by epoch, every drawn sample reading as hard as it is: rows of (drawn, weights), (epochs, N)."""
+    n = len(hardness)
+    seen, weights = Visits(n, 1), np.zeros((dynamic.epochs, n))
+    for epoch in range(dynamic.epochs):
+        draw = dynamic(epoch, seen, suspicion, active)
+        ids = np.arange(n) if draw is None else draw.ids
+        weights[epoch, ids] = 1 if draw is None else draw.weights
+        seen.add(ids, -np.log1p(-hardness[ids])[:, None])
+        seen.close_epoch(epoch, draw)
+    return weights, seen
+
+
+def test_easy_samples_are_drawn_less_often_and_all_weigh_the_same_in_the_end():
+    n, dynamic = 400, Dynamic(80, 0.5, 4, 0.1, seed=2)
+    hardness = np.random.default_rng(0).permutation(np.linspace(0.05, 0.9, n))
+    weights, seen = simulated(dynamic, hardness)
+    drawn = weights > 0
+    assert seen.settled == 2  # the second epoch agreed with the first
+    assert drawn[:2].all()
+    assert drawn[72:].all()
+    assert drawn[2:72].mean() == pytest.approx(0.5, abs=0.02)
+    assert (np.abs(drawn[2:72].mean(1) - 0.5) < 0.1).all()  # no epoch is much longer than another
+    order = np.argsort(hardness)
+    visits = drawn[2:72].mean(0)[order].reshape(8, -1).mean(1)
+    assert (np.diff(visits) > -0.02).all()
+    assert visits[0] == pytest.approx(0.25, abs=0.03)
+    assert visits[-1] == pytest.approx(1, abs=0.01)
+    assert weights.sum(0)[order].reshape(8, -1).mean(1) == pytest.approx(80, rel=0.02)  # the expectation is kept
+    gaps = [np.diff(np.flatnonzero(column), prepend=-1).max() for column in drawn.T]
+    assert max(gaps) == 4
+
+
+def test_a_suspect_is_hard_for_ever_and_yet_drawn_seldom_and_not_made_up_for():
+    n, dynamic = 200, Dynamic(60, 0.5, 5, 0.1)
+    hardness, suspicion = np.linspace(0.1, 0.5, n), np.full(n, -2.0)
+    hardness[:20], suspicion[:20], suspicion[20] = 0.9, 1.5, np.nan
+    weights, _ = simulated(dynamic, hardness, suspicion)
+    assert (weights[2:54] > 0).mean(0)[:20] == pytest.approx(np.full(20, 0.2), abs=0.05)
+    assert set(weights[:, :20].flatten()) == {0.0, 1.0}
+    assert (weights[2:54] > 0)[:, -10:].all()
+
+
+def test_what_is_out_of_the_game_is_not_drawn_and_takes_no_place():
+    n = 100
+    active = np.arange(n) % 2 == 0
+    weights, _ = simulated(Dynamic(40, 0.5, 4, 0.1), np.linspace(0, 0.9, n), active=active)
+    middle = weights[6:36] > 0
+    assert not middle[:, ~active].any()
+    assert middle[:, active].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_draw_hangs_on_nothing_but_the_epoch_and_what_was_seen():
+    hardness = np.linspace(0, 0.9, 50)
+    dynamic = Dynamic(20, 0.5, 4)
+    _, seen = simulated(Dynamic(9, 0.5, 4, 0.0), hardness)
+    first, again = dynamic(9, seen), dynamic(9, seen)
+    np.testing.assert_array_equal(first.ids, again.ids)
+    assert list(dynamic(10, seen).ids) != list(first.ids)
+    assert list(Dynamic(20, 0.5, 4, seed=1)(9, seen).ids) != list(first.ids)
+
+
+def test_epochs_are_shortened_late_in_a_run_whose_readings_never_settle():
+    random = np.random.default_rng(3)
+    dynamic, seen = Dynamic(40), Visits(100, 1)
+    lengths = []
+    for epoch in range(40):
+        draw = dynamic(epoch, seen)
+        lengths.append(100 if draw is None else len(draw.ids))
+        seen.add(np.arange(100), random.random((100, 1)))
+        seen.close_epoch(epoch, draw)
+    assert seen.settled == -1
+    assert lengths[:6] == [100] * 6
+    assert max(lengths[6:34]) < 70
+    assert lengths[34:] == [100] * 6
+
+
+def test_validation_comes_per_image_trained_on():
+    trained, validated = 0, []
+    for epoch in range(20):
+        trained += 50
+        if validates(trained, 100, epoch, 20):
+            validated.append(epoch)
+            trained = 0
+    assert validated == [1, 3, 5, 7, 9, 11, 13, 15, 17, 18, 19]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("runs_on_one_thread")
+def test_a_dynamic_run_that_is_resumed_ends_as_one_that_was_not_interrupted(data, tmp_path):
+    method = {"dynamic": True, "warmup": 2, "joint": 0.2, "dynamic_anneal": 0.1}
+    settings = {"epochs": 10, "mosaic": 0.5, "close_mosaic": 2, "share": 0.25, "method": method}
+
+    class Cut(AdaPruneTrainer):
+        stop_in = None
+
+        def optimizer_step(self):
+            super().optimizer_step()
+            if self.epoch == self.stop_in:
+                raise KeyboardInterrupt
+
+    whole = train_here(data, tmp_path / "whole", trainer=Cut, **settings)
+    rows = results(tmp_path / "whole")
+    lengths = [row["prune/images"] for row in rows]
+    assert lengths[:2] == [N, N]
+    assert max(lengths[2:9]) < 0.75 * N
+    assert lengths[9] == 18
+    assert [row["prune/validated"] for row in rows][-1] == 1
+    assert not all(row["prune/validated"] for row in rows)
+    manifest, outcome = export.read(tmp_path / "whole")
+    assert manifest["visits"] == {"images": sum(lengths), "of": 10 * N, "epochs": 10}
+    np.testing.assert_array_equal(outcome.columns["visits"], whole.visits.count)
+    for epoch in (3, 6):
+        folder = tmp_path / f"cut-{epoch}"
+        with pytest.raises(KeyboardInterrupt):
+            train_here(data, folder, trainer=type("Cut", (Cut,), {"stop_in": epoch}), **settings)
+        overrides = {"resume": str(folder / "weights" / "adaprune.pt"), "save_dir": str(folder), "data": str(data)}
+        Cut.configured(PruneConfig(share=0.25, **method))(overrides=overrides).train()
+        assert different(tmp_path / "whole", folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("runs_on_one_thread")
+def test_an_epoch_that_is_not_validated_is_never_the_best(data, tmp_path):
+    """Its metrics are those of the last validation, and best.pt is of an epoch that was looked at."""
+    method = {"dynamic": True, "warmup": 1, "joint": 0.2}
+    written = []
+
+    def saved(trainer):
+        written.append((trainer._since == 0, trainer.fitness is None))
+
+    train_here(data, tmp_path / "r", share=0, method=method, epochs=8, callbacks={"on_model_save": saved})
+    assert all(looked is not unknown for looked, unknown in written)
+    rows = results(tmp_path / "r")
+    for before, row in itertools.pairwise(rows):
+        same = row["metrics/mAP50-95(B)"] == before["metrics/mAP50-95(B)"]
+        assert same or row["prune/validated"]

@@ -108,7 +108,7 @@ class Noted(AdaPruneTrainer):
     def _close_epoch(self, pruner: Any) -> None:
         self.stage, record = int(pruner.stage), pruner.record
         super()._close_epoch(pruner)
-        self.views_read = record.totals[1][:, -1]
+        self.counted = record.totals[1][:, -1]
         self.leave_note(f"{self.epoch:02}")
         self.drawn, self.once = [], []
 
@@ -130,7 +130,7 @@ class Noted(AdaPruneTrainer):
             means=self.pruner.moments.mean,
             target=self.pruner.state.target,
             stage=self.stage,
-            visits=self.views_read,
+            visits=self.counted,
             paths=np.array(self.paths),
             drawn=np.concatenate(self.drawn) if self.drawn else np.zeros(0, int),
             once=np.concatenate(self.once) if self.once else np.zeros(0, bool),

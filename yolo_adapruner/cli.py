@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--from", dest="start", metavar="RUN", help="begin with what this finished run found; new images begin neutral"
     )
+    train.add_argument(
+        "--dynamic",
+        action="store_true",
+        default=None,
+        help="draw easy images in fewer epochs than hard ones; with --prune 0 none is dropped",
+    )
     train.add_argument("--keep", metavar="LIST", help="file with the images that must stay, a path a line")
     train.add_argument("--resume", metavar="RUN", help="go on with the interrupted run in this folder")
     train.set_defaults(run=_train)
@@ -277,7 +283,7 @@ def _train(args: argparse.Namespace) -> None:
 
         result = resume(args.resume)
     else:
-        config = _run_config(args, args.prune, keep=args.keep, start=args.start)
+        config = _run_config(args, args.prune, keep=args.keep, dynamic=args.dynamic, start=args.start)
         from yolo_adapruner.engine.run import train
 
         result = train(config)
@@ -288,7 +294,7 @@ def _train(args: argparse.Namespace) -> None:
 def _refuse_beside_resume(args: argparse.Namespace) -> None:
     """A run goes on as it was started; a setting that would be passed over in silence is refused."""
     others = [args.config, *args.settings] + [
-        f"--{name}" for name in (*_FLAGS, "prune", "keep") if getattr(args, name) is not None
+        f"--{name}" for name in (*_FLAGS, "prune", "keep", "dynamic") if getattr(args, name) is not None
     ]
     others += ["--from"] if args.start is not None else []
     if given := [word for word in others if word is not None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from yolo_adapruner import augmentations, resources
 from yolo_adapruner.errors import ConfigError
@@ -39,6 +39,12 @@ class PruneConfig(BaseModel):
         lt=1,
         description="auto ends the warm-up after an epoch in which labelled objects were found with this mean IoU and "
         "this mean probability of their class; a classifier has the probability alone.",
+    )
+    warmup_agree: float = Field(
+        0.5,
+        gt=0,
+        description="auto ends it as well once two epochs rank the images alike, by how unusual they read, with this "
+        "rank correlation, Ultralytics' own warm-up being over; above 1 never. Not for classifiers.",
     )
     warmup_max: float = Field(0.55, gt=0, lt=1, description="Longest auto warm-up, as a share of the epochs.")
     joint: float = Field(0.3, gt=0, le=1, description="Length of the joint stage, as a share of the epochs.")
@@ -92,7 +98,31 @@ class PruneConfig(BaseModel):
         description="Each class and each box size keeps at least this times the kept share of its boxes, and so do "
         "images without boxes; 0 turns it off.",
     )
+    dynamic: bool = Field(
+        False,
+        description="Draw easy images in fewer epochs than hard ones, at a loss weight that makes up for it.",
+    )
+    dynamic_share: float = Field(
+        0.45, gt=0, lt=1, description="Share of the images that an epoch draws in the meantime; above 1 / dynamic_rest."
+    )
+    dynamic_rest: int = Field(4, ge=2, description="Each image is drawn once in so many epochs at least.")
+    dynamic_anneal: float = Field(
+        0.15, ge=0, le=1, description="Part of the epochs, at the end, that draw everything that is kept."
+    )
+    validate_all: bool = Field(
+        False,
+        description="Validate after each epoch, as Ultralytics does; false: once as many images have been trained on "
+        "as there are, and after the last epochs.",
+    )
     keep: str | None = Field(None, description="File with the images that must stay, a path a line (--keep).")
+
+    @model_validator(mode="after")
+    def _rests_leave_room(self) -> PruneConfig:
+        if self.dynamic and self.dynamic_share <= 1 / self.dynamic_rest:
+            raise ValueError(
+                f"dynamic_share must be above 1 / dynamic_rest, but got {self.dynamic_share:g} and {self.dynamic_rest}"
+            )
+        return self
 
     @field_validator("keep")
     @classmethod
@@ -204,8 +234,9 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     Args:
         source: a path, the name of a packaged run config (`yolov3-tiny`), or its content as a mapping.
         overrides: `prune` (a share, or a mapping of method settings), `prune.tau` and the like (one method setting),
-            `keep` for short of `prune.keep`, any top-level key, and anything else, which goes to Ultralytics. `prune`
-            and `train` are laid over their sections key by key; None overrides nothing.
+            `keep` and `dynamic` for short of `prune.keep` and `prune.dynamic`, any top-level key, and anything else,
+            which goes to Ultralytics. `prune` and `train` are laid over their sections key by key; None overrides
+            nothing.
 
     Raises:
         ConfigError: the file is missing, is not YAML, is an Ultralytics architecture, or has settings that cannot be;
@@ -217,7 +248,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     dotted = [key for key in given if isinstance(key, str) and key.startswith(_METHOD)]
     _lay_over(content, "prune", prune if isinstance(prune, Mapping) else {"share": prune})
     _lay_over(content, "prune", {key.removeprefix(_METHOD): given.pop(key) for key in dotted})
-    _lay_over(content, "prune", {key: given.pop(key) for key in ("keep",) if key in given})
+    _lay_over(content, "prune", {key: given.pop(key) for key in ("keep", "dynamic") if key in given})
     _lay_over(content, "train", train)
     _lay_over(content, "train", {key: value for key, value in given.items() if key not in TOP_LEVEL})
     content |= {key: value for key, value in given.items() if key in TOP_LEVEL}

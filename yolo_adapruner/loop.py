@@ -260,6 +260,8 @@ def _settings(config: PruneConfig | None, prune: float | None) -> PruneConfig:
         if isinstance(prune, bool) or not isinstance(prune, int | float) or not 0 <= prune <= 0.95:
             raise ConfigError(f"Expected prune as the share to remove, 0 to 0.95, but got {prune!r}.")
         given["share"] = prune
+    if given.get("dynamic"):
+        raise ConfigError("Expected dynamic=False, but got True: a loop of your own draws its samples by a sampler.")
     return PruneConfig(**{**DEFAULTS, **given})
 
 

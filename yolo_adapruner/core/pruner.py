@@ -7,6 +7,7 @@ out-of-memory restart): nothing moves before it is closed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
@@ -22,6 +23,7 @@ from yolo_adapruner.core.history import EpochRecord, RunningMoments
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.mask import Mask
 from yolo_adapruner.core.redundancy import Graph, Redundancy
+from yolo_adapruner.core.schedule import rank_agreement
 from yolo_adapruner.core.selection import select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion
@@ -29,6 +31,14 @@ from yolo_adapruner.core.suspicion import Judge, Suspicion
 TASK, SELECTION, NEUTRAL, COMPRESSION = "task", "selection", "neutral", "compression"
 TERMS = (TASK, SELECTION, NEUTRAL, COMPRESSION)
 """The objective's terms, sum_i y_i (l_i - log l_i - neutral) + N lambda (kept - target)^2, in this order."""
+SURE = 0.8
+"""Part of the share that goes, from the lowest logit up, about which the mask is sure: the rest is near the cut."""
+DECIDED = 3
+"""Joint epochs in a row that settle a decision."""
+CHECKED = 0.1
+"""Part of the decided samples that an epoch trains on all the same."""
+SAME = 0.95
+"""Part of the dropped samples in common from which on two epochs' cuts count as the same."""
 
 
 class Stage(IntEnum):
@@ -43,7 +53,8 @@ class Stage(IntEnum):
 class Settings:
     """The method's settings; `PruneConfig` documents them and holds ranges and defaults.
 
-    `floor` and `keep` reach the pruner as `Constraints`: only its caller knows groups and lists.
+    `floor` and `keep` reach the pruner as `Constraints`: only its caller knows groups and lists. What begins with
+    `dynamic`, `validate_all` and `warmup_agree` are the caller's alone.
     """
 
     share: float
@@ -68,6 +79,12 @@ class Settings:
     judge: bool = True
     redundancy: float = 0.0
     terms: Sequence[str] = TERMS
+    dynamic: bool = False
+    dynamic_share: float = 0.45
+    dynamic_rest: int = 4
+    dynamic_anneal: float = 0.15
+    validate_all: bool = False
+    warmup_agree: float = 0.5
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
@@ -99,6 +116,8 @@ class Pruner:
         readings: number of readings a sample gives in a joint epoch, the channels first, R >= C; None: no others.
         features: length of the vector by which samples are compared with each other; 0 compares none.
         layout: where each sample's boxes lie, for that comparison; None where samples have none.
+        ends_early: the joint stage may end before its time, once the whole share is asked for and `DECIDED` epochs in a
+            row would have dropped the same.
 
     Attributes:
         stage: the stage of the epoch that runs now or comes next.
@@ -113,6 +132,9 @@ class Pruner:
         trace: (joint epochs, N) uint8, round(255 * weight) after each joint epoch so far, at that epoch's s; 0 beyond.
         appearance: what each sample looks like, over all epochs so far, the warm-up's too; None without features.
         redundancy: which samples are there already in others.
+        agreement: rank correlation of the surprise in the last two epochs of the warm-up; NaN before.
+        absent: (N,) joint epochs in a row after which the mask would have dropped a sample for sure.
+        checked: (N,) the last joint epoch that saw the sample, from 1; 0 for none.
     """
 
     def __init__(
@@ -128,7 +150,9 @@ class Pruner:
         readings: int | None = None,
         features: int = 0,
         layout: Layout | None = None,
+        ends_early: bool = False,
     ) -> None:
+        self.ends_early = ends_early
         self.settings, self.seed = settings, seed
         self.constraints = constraints or Constraints()
         self.channels, self.readings = channels, readings or channels
@@ -150,6 +174,12 @@ class Pruner:
         self.state = controller.start(self.schedule, metric=0.0)
         self._warm_epochs = 0
         self._best_logits: NDArray[np.float64] | None = None
+        self.agreement = math.nan
+        self._surprise: NDArray[np.float64] = np.full(n, np.nan)
+        self.absent: NDArray[np.int64] = np.zeros(n, np.int64)
+        self.checked: NDArray[np.int64] = np.zeros(n, np.int64)
+        self._dropped: NDArray[np.bool_] | None = None  # by a cut after the last joint epoch
+        self._same = 0  # joint epochs in a row, since the ramp's end, that have hardly changed that
         self._record: EpochRecord | None = None
         self._rehearsed: EpochRecord | None = None
 
@@ -207,13 +237,32 @@ class Pruner:
         if self.appearance is not None:
             self.appearance.open_epoch()
 
+    @property
+    def active(self) -> NDArray[np.bool_] | None:
+        """Which samples the epoch trains on, (N,); None: all.
+
+        In the joint stage without those that the mask has decided on: the lowest `SURE` of the share that goes, floors
+        heeded, `DECIDED` epochs in a row. Of these the `CHECKED` part that was not seen for longest is trained on all
+        the same, so that each is read again in its turn, and comes back for good once its logit says so.
+        """
+        if self.kept is not None or self.stage is not Stage.JOINT:
+            return self.kept
+        gone = np.flatnonzero(self.absent >= DECIDED)
+        if not len(gone):
+            return None
+        active = np.ones(self.n, bool)
+        active[gone] = False
+        turn = gone[np.argsort(self.checked[gone], kind="stable")]
+        active[turn[: math.ceil(CHECKED * len(gone))]] = True
+        return active
+
     def weights(self) -> NDArray[np.float32] | None:
         """Return each sample's loss weight in this epoch, (N,), or None where the loss is the stock one.
 
         Without the task term of the objective, in which weight and loss meet, that is so in the joint stage as well.
         None lies below `weight_min`: what is not learned at all reads ever worse, and could not be taken back.
         """
-        if self.stage is not Stage.JOINT or TASK not in self.settings.terms:
+        if self.stage is not Stage.JOINT or not self.settings.share or TASK not in self.settings.terms:
             return None
         least = np.float32(self.settings.weight_min)
         weights = least + (1 - least) * self.mask.weights(self.state.s)
@@ -246,12 +295,22 @@ class Pruner:
         if rehearsed is not None and self._rehearsed is not None:
             self._rehearsed.add(ids, rehearsed, area)
 
-    def close_epoch(self, metric: float, *, works: bool = False) -> dict[str, float]:
+    def close_epoch(
+        self,
+        metric: float,
+        *,
+        works: bool = False,
+        agree: float = math.inf,
+        rested: NDArray[np.bool_] | None = None,
+    ) -> dict[str, float]:
         """End the epoch: move the mask, let the controller step, change stage when it is time.
 
         Args:
             metric: validation metric of the epoch, higher is better.
             works: the model is good enough to judge samples; ends an automatic warm-up.
+            agree: `agreement` from which on it is as well.
+            rested: (N,) samples that were left out of the epoch on purpose. Their readings stand: each takes the step
+                that its mean asks for, as one that was looked at does, so that no decision fades for being acted on.
 
         Returns:
             What the epoch ran under and what share was kept after it: stage, kept, target, s, lambda.
@@ -261,21 +320,24 @@ class Pruner:
             self.appearance.close_epoch()
         if self.stage is Stage.WARMUP:
             ran |= {"target": 1.0, "s": 0.0, "lambda": 0.0}
-            self._close_warmup(metric, works)
+            self._close_warmup(metric, works, agree)
         elif self.stage is Stage.JOINT:
-            self._close_joint(metric)
+            self._close_joint(metric, np.zeros(self.n, bool) if rested is None else rested)
         self._record = self._rehearsed = None
         kept = self.mask.kept_share if self.kept is None else float(self.kept.mean())
         return {"stage": ran["stage"], "kept": kept, **{k: ran[k] for k in ("target", "s", "lambda")}}
 
-    def _close_warmup(self, metric: float, works: bool) -> None:
+    def _close_warmup(self, metric: float, works: bool, agree: float) -> None:
         self._warm_epochs += 1
-        early = works and self.settings.warmup == "auto"
+        now = surprise(self.record.means()[:, : self.channels])
+        self.agreement = rank_agreement(self._surprise, now)
+        self._surprise = np.where(np.isnan(now), self._surprise, now)
+        early = (works or self.agreement >= agree) and self.settings.warmup == "auto"
         if early or self._warm_epochs >= self.warmup_limit:
             self.stage = Stage.JOINT
             self.state = controller.start(self.schedule, metric)
 
-    def _close_joint(self, metric: float) -> None:
+    def _close_joint(self, metric: float, rested: NDArray[np.bool_]) -> None:
         readings = self.record.close()
         # More than a whole view makes an epoch no surer: what is left between epochs is the model's, not the crop's.
         evidence = np.minimum(self.record.area, 1)
@@ -297,6 +359,7 @@ class Pruner:
         del judged
         f[np.isnan(f)] = neutral
         f[~game] = np.nan
+        standing = rested & (self.seen > 0) & (evidence == 0)
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
             self.mask.update(
@@ -306,7 +369,7 @@ class Pruner:
                 target=self.state.target,
                 rate=self.settings.rate,
                 clip=self.settings.clip,
-                evidence=evidence,
+                evidence=np.where(standing, 1.0, evidence),
                 memory=self.settings.memory,
             )
         self.trace[self.state.epoch] = np.rint(255 * self.mask.weights(self.state.s))
@@ -315,7 +378,9 @@ class Pruner:
             self._best_logits = self._scores()
             self.redundancy.remember()
         self.state = state
-        if state.epoch >= self.joint_epochs:
+        self.checked[evidence > 0] = state.epoch
+        self._look_ahead()
+        if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
 
     def _pressure(self, signal: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -327,6 +392,19 @@ class Pruner:
     def _surprise_so_far(self) -> NDArray[np.float64]:
         """The surprise of each sample's mean channels over the joint epochs, (N,)."""
         return surprise(self.moments.mean[:, :-1], self.moments.count[:, :-1] > 0)
+
+    def _look_ahead(self) -> None:
+        """Note which samples a cut would drop for sure now, and whether the whole cut is the one of the last epoch."""
+        share = self.settings.share
+        # Who was never seen is not decided on.
+        scores = np.where(self.seen > 0, self.mask.logits, self.mask.logits.max() + 1)
+        sure = ~select_kept(scores, SURE * share, seed=self.seed, constraints=self.constraints)
+        self.absent = np.where(sure & (self.seen > 0), self.absent + 1, 0)
+        dropped = ~select_kept(scores, share, seed=self.seed, constraints=self.constraints)
+        before, self._dropped = self._dropped, dropped
+        done = self.state.progress >= 1  # before, the mask is not asked for the whole share
+        alike = done and before is not None and (before & dropped).sum() >= SAME * dropped.sum()
+        self._same = self._same + 1 if alike else 0
 
     def _redundant(self) -> NDArray[np.float64] | float:
         """What each sample is judged harder by for being there already, (N,) nats, or 0 for all."""
@@ -385,6 +463,11 @@ class Pruner:
             "trace": self.history[1].copy(),
             "appearance": None if self.appearance is None else self.appearance.state_dict(),
             "redundancy": self.redundancy.state_dict(),
+            "surprise": self._surprise.copy(),
+            "absent": self.absent.copy(),
+            "checked": self.checked.copy(),
+            "dropped": self._dropped,
+            "same": self._same,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -409,6 +492,11 @@ class Pruner:
         self.redundancy.load_state_dict(state["redundancy"])
         if self.appearance is not None:
             self.appearance.load_state_dict(state["appearance"])
+        self._surprise = np.array(state["surprise"], np.float64)
+        self.absent = np.array(state["absent"], np.int64)
+        self.checked = np.array(state["checked"], np.int64)
+        self._dropped = None if state["dropped"] is None else np.array(state["dropped"], bool)
+        self._same = int(state["same"])
         self.state = replace(self.state, **state["controller"])
         self._warm_epochs = int(state["warm_epochs"])
         self.trace[: self.state.epoch] = state["trace"]

@@ -58,6 +58,7 @@ class Outcome:
             - boxes: labelled boxes.
             - similarity: how likely the nearest other image is the same picture, [0, 1]; NaN where images were not
               compared. twin: row of the most similar image that it gives way to, -1 for none.
+            - visits: epochs of the whole run that drew it; not there in a run of stock training.
 
             A watched training of everything has those of `core.trajectory` as well: forgotten, margin, early_error;
             one whose epochs draw what a plan says has visits, the epochs that drew the image.
@@ -82,8 +83,12 @@ class Outcome:
         channels: Sequence[str],
         share: float,
         constraints: Constraints | None = None,
+        visits: NDArray[np.integer] | None = None,
     ) -> Outcome:
-        """Return what a pruner found, or everything kept where there was none (share 0)."""
+        """Return what a pruner found, or everything kept where there was none (share 0).
+
+        `visits` (N,) are the epochs that drew each image, None where all drew all.
+        """
         n = len(paths)
         if pruner is None:
             nan = np.full(n, np.nan)
@@ -109,6 +114,8 @@ class Outcome:
             likeness = {"similarity": pruner.redundancy.similarity, "twin": pruner.redundancy.twin}
         tail = {"epochs_seen": epochs, "seen": seen, "boxes": np.asarray(boxes, np.int64)}
         columns = {**columns, **tail, **likeness}
+        if visits is not None:
+            columns["visits"] = np.asarray(visits, np.int64)
         history = pruner.history if pruner is not None else None
         return cls(paths, kept, columns, history, constraints or Constraints())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -73,7 +74,7 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         return 0, None
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
-        return classset.subset(dataset, keep)
+        return classset.subset(dataset, keep, numbered=self._reads_on)
 
     def _number_rows(self, dataset: Any) -> None:
         self._numbers = np.array([self._ids[file] for file in classset.files(dataset)])
@@ -99,12 +100,16 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         sound = torch.isfinite(self.loss.detach().sum())
         return class_readings(self._tap.answer).masked_fill(~sound, torch.nan)
 
+    def _agree(self) -> float:
+        return math.inf  # one classifier's epochs soon agree, on what is hard to begin with
+
     def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
         return {"probability": fit(readings)}
 
     def _outcome(self) -> export.Outcome:
         nothing = [0] * len(self.paths)
         share = self.prune_config.share
-        found = export.Outcome.of(self.pruner, self.paths, nothing, self.channels, share, self.constraints)
+        visits = None if self.visits is None else self.visits.count
+        found = export.Outcome.of(self.pruner, self.paths, nothing, self.channels, share, self.constraints, visits)
         columns = {name: values for name, values in found.columns.items() if name != "boxes"}
         return self._with_watched(replace(found, columns={**columns, "class": self._classes}))

@@ -59,12 +59,15 @@ def files(dataset: Any) -> list[str]:
     return [identity(sample[0]) for sample in dataset.samples]
 
 
-def subset(dataset: FolderDataset, keep: set[str]) -> FolderDataset:
-    """Return a dataset of the images in `keep` alone, sharing what is cached; its batches are the stock ones."""
+def subset(dataset: FolderDataset, keep: set[str], *, numbered: bool = False) -> FolderDataset:
+    """Return a dataset of the images in `keep` alone, sharing what is cached.
+
+    Its batches are the stock ones, unless the rows are to be `numbered` in them as before.
+    """
     part = copy(dataset)
     rows = [i for i, file in enumerate(files(dataset)) if file in keep]
     part.samples = [dataset.samples[i] for i in rows]
-    part.numbered = False
+    part.numbered = numbered
     if part.cache_ram:
         part.img_cache = _Rows(dataset.img_cache, rows)
     return part

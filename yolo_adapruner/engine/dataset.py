@@ -91,10 +91,10 @@ def _grouped(shapes: NDArray[np.integer], batch_size: int) -> tuple[NDArray[np.i
     return batch, np.array([shapes[batch == i].max(0) for i in range(batch[-1] + 1)])
 
 
-def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
+def subset(dataset: Any, keep: set[str], args: SimpleNamespace, *, traced: bool = False) -> Any:
     """Return a dataset of the images in `keep` alone, sharing labels and pixels cached in memory with `dataset`.
 
-    Its batches are the stock ones: nobody asks any more whose pixels they are.
+    Its batches are the stock ones, unless they are to be `traced` as before: nobody asks then whose pixels they are.
 
     Made in memory: building it anew from a list would read all labels again. Mosaic partners come from the part only.
     """
@@ -114,7 +114,7 @@ def subset(dataset: Any, keep: set[str], args: SimpleNamespace) -> Any:
         setattr(part, name, [column[i] if dataset.cache == "ram" else None for i in rows])
     part.buffer = []
     part.max_buffer_length = min(part.ni, part.batch_size * 8, 1000)
-    part.tracing = False
+    part.tracing = traced
     with quiet():  # the same that were announced for the whole set
         part.transforms = part.build_transforms(hyp=copy(args))
     return part

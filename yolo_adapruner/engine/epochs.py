@@ -37,6 +37,11 @@ class RowSampler(Sampler[int]):
         self._rows = rows.tolist()
         self.inner = _over(self._stock, self._rows, self._batch_size)
 
+    @property
+    def drawn(self) -> int:
+        """Number of rows that an epoch draws, in all processes together."""
+        return len(self._rows)
+
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for this epoch, where Ultralytics sets it: in a run of several processes."""
         self._stock.set_epoch(epoch)

@@ -5,6 +5,7 @@ What an image deserves is decided in `core`; this class only carries batches the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -24,7 +25,7 @@ from yolo_adapruner.core.appearance import dimensions
 from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
-from yolo_adapruner.core.schedule import Draw, Plan, Visits
+from yolo_adapruner.core.schedule import Draw, Dynamic, Plan, Visits, validates
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.core.suspicion import Judge
 from yolo_adapruner.data import export
@@ -69,7 +70,7 @@ class AdaPruneMixin(Resumable):
         paths: each training image once, absolute; the pruner's sample i is `paths[i]`, and so is the plan's.
         plan: what `planner` made, from the start of training on. Where it has `state_dict` and `load_state_dict`, a
             resumed run goes on from those.
-        visits: what the plan is told of each image; None without a plan.
+        visits: what a plan is told of each image, and how often it was drawn; None in stock training.
 
     What an interrupted run goes on from is `Resumable`'s.
     """
@@ -107,6 +108,8 @@ class AdaPruneMixin(Resumable):
         self.visits: Visits | None = None
         self._tap: Any = None
         self._onlooker: watch.Watch | None = None
+        self._since = 0  # images trained on since the last validation
+        self._validated: dict[str, float] | None = None  # what that said
         self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
         self._entered: tuple[Stage | None, Any] | None = None
@@ -185,7 +188,8 @@ class AdaPruneMixin(Resumable):
     @property
     def _weighs(self) -> bool:
         """Whether images are told apart at all; otherwise this is stock training."""
-        return bool(self.prune_config.share) or self.planner is not None or self.watched
+        config = self.prune_config
+        return bool(config.share) or config.dynamic or self.planner is not None or self.watched
 
     def _set_up_mask(self) -> None:
         share = self.prune_config.share
@@ -198,10 +202,10 @@ class AdaPruneMixin(Resumable):
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         self._tap = self._tapped(model)
-        if share:
+        self.visits = Visits(len(self.paths), len(self.channels))
+        if share or self.prune_config.dynamic:
             self._set_up_pruner(model)
         if self.planner is not None:
-            self.visits = Visits(len(self.paths), len(self.channels))
             self.plan = type(self).planner(self)  # type: ignore[misc]  # not None, see above
         if self.watched:
             if self.saved is not None and not (self.saved["mask"] or {}).get("trajectory"):
@@ -254,6 +258,7 @@ class AdaPruneMixin(Resumable):
             readings=readings,
             features=features,
             layout=layout,
+            ends_early=True,
         )
 
     def _start_warm(self, pruner: Pruner) -> None:
@@ -299,7 +304,7 @@ class AdaPruneMixin(Resumable):
     def run_callbacks(self, event: str) -> None:
         """Do our part of an event, then run the registered callbacks."""
         self.note(event)
-        if self._tap is not None:
+        if self.visits is not None:
             if event == "on_train_epoch_start":
                 self._open_epoch(self.pruner)
             elif event == "on_train_batch_end":
@@ -320,9 +325,9 @@ class AdaPruneMixin(Resumable):
         self._looks, self._shares = evidence.Evidence(), evidence.Evidence()
         self._batches = 0
         self._tap.clear()  # what a batch that failed has left there
-        self._tap.watching = stage is not Stage.FINETUNE
+        self._tap.watching = stage is not Stage.FINETUNE or self._reads_on
         if self._features is not None:
-            self._features.watching = self._tap.watching
+            self._features.watching = stage is not Stage.FINETUNE
         if self._onlooker is not None:
             self._onlooker.open_epoch()
         weights = None
@@ -335,10 +340,9 @@ class AdaPruneMixin(Resumable):
 
     def _open_draw(self, weights: NDArray[np.float32] | None) -> None:
         """Ask the plan what the epoch draws, tell the loader, and put the draw's weights onto the mask's, (N,)."""
-        self._draw: Draw | None = None
-        if self.visits is not None and self.plan is not None:
-            self.visits.open_epoch()
-            self._draw = self.plan(self.epoch, self.visits)
+        assert self.visits is not None
+        self.visits.open_epoch()
+        self._draw = self._drawn_by(self.visits)
         drawn = np.ones(len(self.paths), bool)
         if self._draw is not None:
             drawn[:] = False
@@ -348,6 +352,30 @@ class AdaPruneMixin(Resumable):
                 weights[self._draw.ids] *= self._draw.weights
         self._draw_rows(drawn[self._numbers])
         self._weights = None if weights is None else torch.from_numpy(weights)
+
+    def _drawn_by(self, visits: Visits) -> Draw | None:
+        """What the epoch draws: by the plan, where there is one."""
+        if self.plan is not None:
+            return self.plan(self.epoch, visits)
+        active = None if self.pruner is None else self.pruner.active
+        if self.prune_config.dynamic:
+            config = self.prune_config
+            dynamic = Dynamic(
+                self.epochs,
+                config.dynamic_share,
+                config.dynamic_rest,
+                config.dynamic_anneal,
+                seed=self.args.seed,
+            )
+            suspicion = None if self.pruner is None else self.pruner.suspicion.log_odds
+            if (draw := dynamic(self.epoch, visits, suspicion, active)) is not None:
+                return draw
+        return None if active is None else Draw.of(active)
+
+    @property
+    def _reads_on(self) -> bool:
+        """Whether images are read after they are judged: whom the next epoch draws may hang on it."""
+        return self.plan is not None or self.prune_config.dynamic
 
     def _draw_rows(self, drawn: NDArray[np.bool_]) -> None:
         """Have the loader draw these rows of its dataset, and further ones where no batch could be made of them."""
@@ -397,7 +425,7 @@ class AdaPruneMixin(Resumable):
         sources = batch.pop(KEY, None)
         loaded = dict(batch)  # as yet on the CPU
         batch = super().preprocess_batch(batch)
-        if self._tap is not None:
+        if self.visits is not None:
             on = self._accounts(sources, batch)
             self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
             self._spoilt = None
@@ -461,18 +489,39 @@ class AdaPruneMixin(Resumable):
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Close the epoch where Ultralytics, on every rank, has settled that it stands and is not trained again."""
         again = super()._handle_nan_recovery(epoch)
-        if not again and self._tap is not None:
+        if not again and self.visits is not None:
             self._close_epoch(self.pruner)
         return again
 
+    def validate(self) -> Any:
+        """Validate as Ultralytics does, but after short epochs not each time; then the last metrics stand, no fitness.
+
+        Without a fitness nothing is held for the best, and no patience is lost.
+        """
+        if self.visits is None:
+            return super().validate()
+        self._since += self.train_loader.sampler.drawn
+        rarely = not self.prune_config.validate_all
+        if rarely and not validates(self._since, len(self.paths), self.epoch, self.epochs):
+            # Not those the trainer holds, of which Ultralytics clears a part when a process begins.
+            return None if self._validated is None else dict(self._validated), None
+        self._since = 0
+        metrics, fitness = super().validate()
+        self._validated = None if metrics is None else dict(metrics)
+        return metrics, fitness
+
     def _close_epoch(self, pruner: Pruner | None) -> None:
         seen = self._evidence.collect()
-        if self.visits is not None:
-            self._close_draw(self.visits, seen)
+        assert self.visits is not None
+        self._close_draw(self.visits, seen)
         if pruner is not None:
             self._close_mask(pruner, seen)
         if self._onlooker is not None:
             self._onlooker.close_epoch(self.device)
+        self._columns |= {
+            "prune/images": float(self.train_loader.sampler.drawn),
+            "prune/validated": float(self._since == 0),
+        }
 
     def _close_draw(self, visits: Visits, seen: evidence.Collected | None) -> None:
         if seen is not None:
@@ -497,7 +546,11 @@ class AdaPruneMixin(Resumable):
         works = min(fits.values()) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
         metric = distributed.of_first(self.metrics[heads.TASKS[self.task].metric] if self.metrics else 0.0, self.device)
-        ran = pruner.close_epoch(metric, works=works)
+        rested = None
+        if self._draw is not None:
+            rested = np.ones(pruner.n, bool)
+            rested[self._draw.ids] = False
+        ran = pruner.close_epoch(metric, works=works, agree=self._agree(), rested=rested)
         self._columns = {f"prune/{key}": v for key, v in {**ran, **fits}.items()}
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
@@ -543,7 +596,7 @@ class AdaPruneMixin(Resumable):
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
         """Return the part of a training set that is kept."""
-        part = images.subset(dataset, keep, self.args)
+        part = images.subset(dataset, keep, self.args, traced=self._reads_on)
         if self.epoch >= self.epochs - self.args.close_mosaic:
             with quiet():
                 part.close_mosaic(hyp=copy(self.args))
@@ -576,6 +629,10 @@ class AdaPruneMixin(Resumable):
         readings = watch.box_readings(self._tap.assignment, empty, error=error)
         return readings.masked_fill(~evidence.sound(self._tap.assignment, self.loss)[:, None], torch.nan)
 
+    def _agree(self) -> float:
+        """Return how alike two epochs must rank the images for an auto warm-up to end; infinity: it goes on."""
+        return self.prune_config.warmup_agree if self.epoch + 1 >= self.args.warmup_epochs else math.inf
+
     def _fit(self, readings: NDArray[np.floating]) -> dict[str, float]:
         """Return how well the model knows the training set, by name, each in [0, 1]; an auto warm-up waits for all."""
         iou, probability = fit(readings)
@@ -583,15 +640,14 @@ class AdaPruneMixin(Resumable):
 
     def _outcome(self) -> export.Outcome:
         """Return the selection with the columns of its files."""
+        visits = None if self.visits is None else self.visits.count
         share = self.prune_config.share
-        found = export.Outcome.of(self.pruner, self.paths, self.boxes, self.channels, share, self.constraints)
+        found = export.Outcome.of(self.pruner, self.paths, self.boxes, self.channels, share, self.constraints, visits)
         return self._with_watched(found)
 
     def _with_watched(self, found: export.Outcome) -> export.Outcome:
-        """Add what an onlooker noted, and how often a plan drew each image."""
-        watched = {} if self._onlooker is None else self._onlooker.trajectory.columns()
-        visits = {} if self.visits is None else {"visits": self.visits.count}
-        return found.with_columns({**watched, **visits})
+        """Add what an onlooker noted."""
+        return found.with_columns({} if self._onlooker is None else self._onlooker.trajectory.columns())
 
     # ---- what is left behind ------------------------------------------------------------------------------------
 
@@ -610,6 +666,8 @@ class AdaPruneMixin(Resumable):
             "start": self._started,
             "required": self.constraints.required,
             "visits": None if self.visits is None else self.visits.state_dict(),
+            "since": self._since,
+            "validated": self._validated,
             "plan": None if keeps is None else keeps.state_dict(),
             "trajectory": None if self._onlooker is None else self._onlooker.trajectory.state_dict(),
         }
@@ -629,12 +687,13 @@ class AdaPruneMixin(Resumable):
             self._onlooker.trajectory.load_state_dict(mask["trajectory"])
         if self.visits is not None:
             self.visits.load_state_dict(mask["visits"])
+            self._since, self._validated = mask["since"], mask["validated"]
             if mask["plan"] is not None:
                 self.plan.load_state_dict(mask["plan"])  # type: ignore[union-attr]  # it gave that state
 
     def enter_again(self, mask: Mapping[str, Any]) -> None:
         """Make the loader of the stage that the saved epoch ran in; `_open_epoch` then finds whether another begins."""
-        if self._tap is not None:
+        if self.visits is not None:
             self._enter(None if mask["entered"] is None else Stage(mask["entered"]))
 
     def save_checkpoints(self) -> bool:
@@ -646,7 +705,7 @@ class AdaPruneMixin(Resumable):
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
-        if self._tap is not None:  # NaN recovery; on resume there is neither yet
+        if self.visits is not None:  # NaN recovery; on resume there is neither yet
             self._restore(ckpt["epoch"])
 
     def _restore(self, epoch: int) -> None:
@@ -664,6 +723,13 @@ class AdaPruneMixin(Resumable):
             if self.pruner is not None:
                 warmstart.write_prints(Path(self.save_dir), self.paths, self._label_prints)
 
+    def _epochs_facts(self) -> dict[str, Any]:
+        """What the manifest says of shortened epochs: images trained on, and how many all epochs on all would have."""
+        if self.visits is None:
+            return {}
+        epochs = self.epoch + 1
+        return {"visits": {"images": int(self.visits.count.sum()), "of": epochs * len(self.paths), "epochs": epochs}}
+
     def _export(self, metrics: dict[str, float] | None) -> None:
         outcome = self._outcome()
         manifest = {
@@ -678,6 +744,7 @@ class AdaPruneMixin(Resumable):
             "best_validation": metrics,
             "seconds": round(time.time() - self.train_time_start, 1),
             "updates": self.updates,
+            **self._epochs_facts(),
         }
         export.write(
             Path(self.save_dir), outcome, source=Path(self.data["yaml_file"]), data=copy(self.data), manifest=manifest
