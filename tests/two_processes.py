@@ -131,6 +131,7 @@ class Noted(AdaPruneTrainer):
             target=self.pruner.state.target,
             stage=self.stage,
             visits=self.counted,
+            asked=np.arange(len(self.paths)) if self._draw is None else self._draw.ids,
             paths=np.array(self.paths),
             drawn=np.concatenate(self.drawn) if self.drawn else np.zeros(0, int),
             once=np.concatenate(self.once) if self.once else np.zeros(0, bool),

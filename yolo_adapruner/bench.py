@@ -1,4 +1,4 @@
-"""`python -m yolo_adapruner.bench COMMAND`: what the mask costs, measured on this machine."""
+"""`python -m yolo_adapruner.bench COMMAND`: what the mask costs and what a whole run saves, on this machine."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(bench=work)
         command.add_argument("--images", nargs="+", type=int, default=[10_000, 1_000_000], metavar="N")
         command.add_argument("--json", action="store_true", help="print one line of JSON")
+    _add_wall(commands)
     return parser
 
 
@@ -98,6 +99,40 @@ def _rounds(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: count this process's CPU seconds (CPU runs only)"
     )
+
+
+def _add_wall(commands: Any) -> None:
+    command = commands.add_parser(
+        "wall",
+        help="whole commands, stock against --prune and --dynamic: wall time, images trained on, test mAP",
+        epilog="key=value settings go to all arms' runs; a folder's finished cells are not run again",
+    )
+    command.add_argument("settings", nargs="*", metavar="key=value")
+    command.add_argument("--config", default="yolov3-tiny", help="run config: a YAML file, or a packaged one")
+    command.add_argument("--model", help="Ultralytics architecture or checkpoint")
+    command.add_argument("--data", help="Ultralytics data file; its test split is reported on, else val")
+    command.add_argument("--imgsz", type=int, help="input size in pixels")
+    command.add_argument("--batch", type=int, help="images a batch")
+    command.add_argument("--device", help="Ultralytics' device: cpu, 0, mps")
+    command.add_argument("--arms", help="comma-separated: stock, prune-SHARE, dynamic, dynamic-SHARE")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default 0 1 2")
+    command.add_argument("--work", required=True, metavar="FOLDER", help="where cells are kept")
+    command.add_argument("--json", action="store_true", help="print one line of JSON")
+    command.set_defaults(bench=_wall, seed=None)
+
+
+def _wall(args: argparse.Namespace) -> str:
+    from yolo_adapruner.config import key_values, load
+    from yolo_adapruner.study import wall
+
+    config = load(args.config, {**key_values(args.settings), **{key: getattr(args, key) for key in _FLAGS}})
+    arms = wall.ARMS if args.arms is None else tuple(args.arms.split(","))
+    cells = []
+    for cell in wall.Bench(config, Path(args.work), arms, tuple(args.seeds)).run():
+        cells.append(cell)
+        print(f"{cell['arm']}, seed {cell['seed']}: {cell['seconds']:.0f} s, {wall.machine()}", file=sys.stderr)
+    rows = wall.summary(cells)
+    return json.dumps({"bench": "wall", "arms": rows}) if args.json else wall.table(rows)
 
 
 def _config(args: argparse.Namespace, mixing: dict[str, float]) -> RunConfig:

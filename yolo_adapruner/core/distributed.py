@@ -84,6 +84,7 @@ def repeated(sampler: Any, first: int, count: int) -> NDArray[np.bool_]:
         first: how many entries this process had in the epoch before this batch.
         count: entries in this batch.
     """
+    sampler = getattr(sampler, "inner", sampler)  # of one that draws a part of the rows
     if not isinstance(sampler, DistributedSampler):
         return np.zeros(count, bool)
     return (first + np.arange(count)) * sampler.num_replicas + sampler.rank >= len(sampler.dataset)  # type: ignore[arg-type]

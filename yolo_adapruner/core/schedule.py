@@ -22,6 +22,7 @@ _FEWEST = 3
 VALIDATED = 0.1
 """Share of the epochs, at the end, each of which is validated whatever it draws: best.pt is likely one of them."""
 _NEARLY = 0.9
+_GRID = 1000
 
 
 @dataclass(frozen=True)
@@ -238,12 +239,14 @@ class Dynamic:
         """Return in which share of the epochs each sample is to be drawn, (N,) in [1/rest, 1]."""
         worth = np.where(suspect, -1.0, np.nan_to_num(hardness, nan=2.0))  # what nobody has seen yet comes first
         rho = (np.argsort(np.argsort(worth, kind="stable")) + 0.5) / len(worth)
+        few = min(len(worth), _GRID)  # ranks are evenly spread, so that some stand for all
+        grid = (np.arange(few) + 0.5) / few
         low, high = 0.0, 64.0
         for _ in range(50):
             gamma = (low + high) / 2
-            p = np.minimum(1 / self.rest + rho**gamma, 1.0)
-            low, high = (gamma, high) if p.mean() > self.share else (low, gamma)
-        return p
+            mean = np.minimum(1 / self.rest + grid**gamma, 1.0).mean()
+            low, high = (gamma, high) if mean > self.share else (low, gamma)
+        return np.minimum(1 / self.rest + rho**gamma, 1.0)
 
     def _rests(self, p: NDArray[np.float64], last: NDArray[np.int64]) -> NDArray[np.float64]:
         """Epochs from each sample's last visit to its next, (N,)."""

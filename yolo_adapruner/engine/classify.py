@@ -84,7 +84,7 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         if sources is None:  # fine-tune: nobody is judged
             return Accounts(np.zeros(0, np.int64), unseen, unseen, None)
         rows = classset.rows_of(sources)
-        views = ~distributed.repeated(self.train_loader.sampler.inner, self._drawn, len(rows))
+        views = ~distributed.repeated(self.train_loader.sampler, self._drawn, len(rows))
         self._drawn += len(rows)
         return Accounts(self._numbers[rows], unseen, views.astype(np.float32), None)
 

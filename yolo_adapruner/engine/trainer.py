@@ -458,7 +458,7 @@ class AdaPruneMixin(Resumable):
             numbers, unseen = [self._ids[images.identity(f)] for f in batch["im_file"]], np.zeros(0, np.float32)
             return Accounts(np.array(numbers), unseen, unseen, None)
         entries = len(batch["im_file"])
-        once = ~distributed.repeated(self.train_loader.sampler.inner, self._drawn, entries)
+        once = ~distributed.repeated(self.train_loader.sampler, self._drawn, entries)
         self._drawn += entries
         return accounts(sources, self._numbers, batch, extents=self._extents, counted=once)
 
