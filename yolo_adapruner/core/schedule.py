@@ -142,13 +142,15 @@ def rank_agreement(before: NDArray[np.floating], now: NDArray[np.floating]) -> f
 def validates(trained: int, n: int, epoch: int, epochs: int) -> bool:
     """Return whether an epoch is validated: per image trained on as often as where each epoch draws all, and at last.
 
+    The first one is, whatever it drew: until then there are no metrics that could stand.
+
     Args:
         trained: images drawn since the last validation, this epoch's among them.
         n: images of the whole set.
         epoch: counted from 0.
         epochs: of the run; the last `VALIDATED` of them are validated each.
     """
-    return trained >= _NEARLY * n or epoch >= epochs - max(round(VALIDATED * epochs), 1)
+    return not epoch or trained >= _NEARLY * n or epoch >= epochs - max(round(VALIDATED * epochs), 1)
 
 
 class Plan(Protocol):
