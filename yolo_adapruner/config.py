@@ -41,7 +41,7 @@ class PruneConfig(BaseModel):
         "this mean probability of their class; a classifier has the probability alone.",
     )
     warmup_agree: float = Field(
-        0.5,
+        2.0,
         gt=0,
         description="auto ends it as well once two epochs rank the images alike, by how unusual they read, with this "
         "rank correlation, Ultralytics' own warm-up being over; above 1 never. Not for classifiers.",

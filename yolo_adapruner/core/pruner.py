@@ -84,7 +84,7 @@ class Settings:
     dynamic_rest: int = 4
     dynamic_anneal: float = 0.15
     validate_all: bool = False
-    warmup_agree: float = 0.5
+    warmup_agree: float = 2.0
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
