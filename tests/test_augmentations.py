@@ -371,7 +371,7 @@ def test_every_arm_of_a_comparison_trains_with_them(run, tmp_path, monkeypatch):
 
     trained = {}
 
-    def train(config, save_dir):
+    def train(config, save_dir, **how):
         trained[save_dir.name] = names.ultralytics_args(config)["augmentations"]
         return SimpleNamespace(weights="w", kept=18, updates=3, map50_95=0.1)
 

@@ -249,7 +249,7 @@ def test_memory_that_runs_out_later_ends_the_command_line_with_a_line(data, tmp_
 @pytest.mark.parametrize(("nbs", "ramp"), [(32, 0.0), (32, 2.0), (64, 3.0)])
 def test_accumulation_with_its_ramp_leaves_each_image_a_reading_an_epoch(data, tmp_path, nbs, ramp):
     trainer = watched(data, tmp_path, nbs=nbs, warmup_epochs=ramp)
-    assert trainer.accumulate == nbs // 8
+    assert trainer.accumulate - trainer.steps.owed == nbs // 8  # short epochs owe the batches they lacked
     assert trainer.updates < 4 * 4 + 2 * 3
     replay(trainer)
     assert (trainer.stood[3].counts[:, -1] == 3).all()

@@ -379,6 +379,7 @@ class Pruner:
             self.redundancy.remember()
         self.state = state
         self.checked[evidence > 0] = state.epoch
+        del readings, channels, rehearsed, judgement, evidence, standing, f  # at ten million samples room for the cut
         self._look_ahead()
         if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
@@ -399,7 +400,9 @@ class Pruner:
         # Who was never seen is not decided on.
         scores = np.where(self.seen > 0, self.mask.logits, self.mask.logits.max() + 1)
         sure = ~select_kept(scores, SURE * share, seed=self.seed, constraints=self.constraints)
-        self.absent = np.where(sure & (self.seen > 0), self.absent + 1, 0)
+        sure &= self.seen > 0
+        self.absent += 1
+        self.absent[~sure] = 0
         dropped = ~select_kept(scores, share, seed=self.seed, constraints=self.constraints)
         before, self._dropped = self._dropped, dropped
         done = self.state.progress >= 1  # before, the mask is not asked for the whole share

@@ -137,9 +137,6 @@ def write(
         manifest: what else the manifest shall say (versions, seed, settings).
     """
     outcome = explain.with_reasons(replace(outcome, paths=Texts.of(outcome.paths)))
-    with replace_file(folder / MASK) as temporary, temporary.open("wb") as stream:
-        arrays: dict[str, Any] = {"paths": outcome.paths, "kept": outcome.kept, **outcome.columns}
-        npz.write(stream, arrays | explain.arrays(outcome.constraints))
     settings = manifest.get("prune", {})
     content = {
         **manifest,
@@ -150,12 +147,20 @@ def write(
             "dropped": int((~outcome.kept).sum()),
             "list_sha256": hash_paths(outcome.paths),
         },
-        "mask_sha256": _hash_file(folder / MASK),
         "columns": list(outcome.columns),
         "data": {"source": os.path.abspath(source), **_portable(data)},
     }
-    _write_history(folder / TRACE, outcome.history)
-    _write_text(folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+    # The mask comes into its place right after the manifest that names it: what stops the run before leaves the files
+    # of the decision as they were, and what stops it in between leaves a mask that the manifest knows as well.
+    with replace_file(folder / MASK) as temporary:
+        with temporary.open("wb") as stream:
+            arrays: dict[str, Any] = {"paths": outcome.paths, "kept": outcome.kept, **outcome.columns}
+            npz.write(stream, arrays | explain.arrays(outcome.constraints))
+        content["mask_sha256"] = _hash_file(temporary)
+        if _is_file(folder / MASK) and (before := _hash_file(folder / MASK)) != content["mask_sha256"]:
+            content["mask_sha256_before"] = before
+        _write_history(folder / TRACE, outcome.history)
+        _write_text(folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
     _write_files(folder, outcome, content["data"])
 
 
@@ -225,7 +230,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
             raise RunError(f"Expected a finished run in {folder}, but it has no {name}: finish the run with --resume.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8", errors="surrogateescape"))
-        if _hash_file(folder / MASK) != manifest["mask_sha256"]:
+        if _hash_file(folder / MASK) not in (manifest["mask_sha256"], manifest.get("mask_sha256_before")):
             raise RunError(f"Expected the {MASK} that {folder / MANIFEST} names, but its content differs.")
         with np.load(folder / MASK, allow_pickle=False) as arrays:
             paths = npz.texts(arrays, "paths")

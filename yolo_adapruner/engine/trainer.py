@@ -470,7 +470,8 @@ class AdaPruneMixin(Resumable):
             if looks is not None:
                 unsound = readings.isnan().all(1, keepdim=True)
                 self._looks.add(self._batch_ids, looks.masked_fill(unsound, torch.nan), self._views)
-            if (shares := None if self._tap.weights is None else self._tap.weights.grad) is not None:
+            weights = None if self.plan is None else self._tap.weights
+            if (shares := None if weights is None else weights.grad) is not None:
                 # The loss is linear in the weights, so what backward left there is each owner's share of it.
                 views = torch.from_numpy(self._views).to(shares).clamp_min(1e-6)
                 self._shares.add(self._batch_ids, (shares / self._loss_unit / views)[:, None], self._views)
