@@ -24,7 +24,7 @@ from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.mask import Mask
 from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.schedule import rank_agreement
-from yolo_adapruner.core.selection import select_kept, unknown_last
+from yolo_adapruner.core.selection import cut, ranked, select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion
 
@@ -398,12 +398,12 @@ class Pruner:
         """Note which samples a cut would drop for sure now, and whether the whole cut is the one of the last epoch."""
         share = self.settings.share
         # Who was never seen is not decided on.
-        scores = np.where(self.seen > 0, self.mask.logits, self.mask.logits.max() + 1)
-        sure = ~select_kept(scores, SURE * share, seed=self.seed, constraints=self.constraints)
+        order = ranked(np.where(self.seen > 0, self.mask.logits, self.mask.logits.max() + 1), seed=self.seed)
+        sure = ~cut(order, SURE * share, self.constraints)
         sure &= self.seen > 0
         self.absent += 1
         self.absent[~sure] = 0
-        dropped = ~select_kept(scores, share, seed=self.seed, constraints=self.constraints)
+        dropped = ~cut(order, share, self.constraints)
         before, self._dropped = self._dropped, dropped
         done = self.state.progress >= 1  # before, the mask is not asked for the whole share
         alike = done and before is not None and (before & dropped).sum() >= SAME * dropped.sum()

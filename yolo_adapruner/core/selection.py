@@ -30,15 +30,31 @@ def select_kept(
     Raises:
         ValueError: a score is not finite, `prune` lies outside [0, 1), or too many samples are required.
     """
+    return cut(ranked(scores, seed=seed), prune, constraints)
+
+
+def ranked(scores: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.int64]:
+    """Return the samples from the lowest score up, (N,), equal scores as `select_kept` orders them.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
     scores = np.asarray(scores)
-    if not 0 <= prune < 1:
-        raise ValueError(f"Expected a prune share in [0, 1), but got {prune}.")
     if not np.isfinite(scores).all():
         raise ValueError(f"Expected finite scores, but {int((~np.isfinite(scores)).sum())} of {scores.size} are not.")
-    n = len(scores)
-    order = np.lexsort((np.random.default_rng(seed).permutation(n), scores))
-    kept = np.ones(n, bool)
-    kept[refused(order, drop_count(n, prune), constraints or Constraints(), prune)] = False
+    return np.lexsort((np.random.default_rng(seed).permutation(len(scores)), scores))
+
+
+def cut(order: NDArray[np.int64], prune: float, constraints: Constraints | None = None) -> NDArray[np.bool_]:
+    """Return which of the samples in an order stay, (N,) bool; see `select_kept`.
+
+    Raises:
+        ValueError: `prune` lies outside [0, 1), or too many samples are required.
+    """
+    if not 0 <= prune < 1:
+        raise ValueError(f"Expected a prune share in [0, 1), but got {prune}.")
+    kept = np.ones(len(order), bool)
+    kept[refused(order, drop_count(len(order), prune), constraints or Constraints(), prune)] = False
     return kept
 
 
