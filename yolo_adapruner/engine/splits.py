@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import get_cfg
-from ultralytics.data.utils import check_det_dataset, get_hash, img2label_paths
+from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from yolo_adapruner.engine import classset, labelcache, runtime
 from yolo_adapruner.engine import dataset as images
@@ -49,22 +49,6 @@ def split_images(data: dict[str, Any], split: str) -> list[str]:
     with one_line_errors(str(data.get("yaml_file", "data"))):
         cfg = get_cfg(overrides={"task": "detect", "mode": "val"})
         return images.unique_paths(labelcache.build(cfg, data[split], 1, data, mode="val"))
-
-
-def set_print(data: dict[str, Any]) -> str:
-    """Return what a set is recognised by: a hash of its images' and labels' paths, in all splits, and of their sizes.
-
-    Args:
-        data: as `load_data` gives it.
-
-    Raises:
-        DataError: a split has no readable image.
-    """
-    splits = [split for split in ("train", "val", "test") if data.get(split)]
-    if data.get("task") == "classify":
-        return str(get_hash([path for split in splits for path in classset.split_images(data[split])]))
-    paths = [path for split in splits for path in split_images(data, split)]
-    return str(get_hash(paths + img2label_paths(paths)))
 
 
 def content_print(data: dict[str, Any]) -> str:

@@ -93,14 +93,14 @@ def compare(
             f"{resolved.model} is for classify: leave the arm out."
         )
     from yolo_adapruner.engine import runtime
-    from yolo_adapruner.engine.splits import content_print, relative, set_print
+    from yolo_adapruner.engine.splits import content_print, relative
 
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
     content = content_print(data)
     list_print = export.hash_paths(sorted(relative(path, data) for path in listed))
     taken = elsewhere.read(cells, resolved, content, list_print)
     terms = _terms(searching, wanted, listed)
-    folder = folder_of(resolved, shares, seeds, **terms, images=set_print(data))
+    folder = folder_of(resolved, shares, seeds, **terms, images=content)
     if task == "classify":
         base, reported_on = judge_folder(folder, data, resolved.seed)
         listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
