@@ -312,7 +312,7 @@ def _draw_variants(result: Study, left: Any, right: Any) -> None:
             left.plot(statistics.fmean(values), y, "|", color=colour, markersize=11, label=None if i else arm)
     left.set(xlabel=f"{words(result.facts).first}, points: a dot a seed, a bar their mean", yticks=range(len(names)))
     left.set_yticklabels(names, fontsize=7)
-    left.invert_yaxis()
+    left.set_ylim(len(names) - 0.5, -0.5)  # from above, each row as high as its bars
     for i, (name, label) in enumerate(_MASKS.items()):
         places = [names.index(m.variant) + 0.3 * (i - 0.5) for m in result.masks]
         right.barh(places, [100 * m.figures[name] for m in result.masks], 0.28, label=label)
