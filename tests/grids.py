@@ -84,6 +84,17 @@ class Telling(FakeRunner):
         return {**found, "machine": machine, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "at": time.monotonic()}
 
 
+class Endless(FakeRunner):
+    """Says which process it is in and does not come to an end."""
+
+    def __call__(self, cell: Cell) -> dict[str, Any]:
+        self.home(cell).mkdir(parents=True, exist_ok=True)
+        with replace_file(self.home(cell) / "pid") as temporary:
+            temporary.write_text(str(os.getpid()))
+        while True:
+            time.sleep(0.1)
+
+
 class Failing(FakeRunner):
     """Says what is wrong, or breaks."""
 

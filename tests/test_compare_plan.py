@@ -87,6 +87,18 @@ def test_cells_have_folder_names_of_their_own():
     assert Cell(FULL, 0.0, EPOCHS, 1).name == "full-s1"
 
 
+@pytest.mark.parametrize("arm", [PRUNED, RANDOM])
+def test_an_arm_has_its_verdict_at_equal_updates_or_else_at_equal_epochs(arm):
+    figures = {"map50_95": 0.5, "map50": 0.7, "images": 90, "updates": 100, "hours": 0.1}
+    found = {Cell(FULL, 0.0, EPOCHS, s): figures for s in (0, 1)}
+    found |= {Cell(arm, 0.1, EPOCHS, s): {**figures, "map50_95": 0.4} for s in (0, 1)}
+    (alone,) = verdicts(summarise(found), 0.005)
+    assert "costs -10.0" in alone
+    found |= {Cell(arm, 0.1, UPDATES, s): {**figures, "map50_95": 0.6} for s in (0, 1)}
+    (both,) = verdicts(summarise(found), 0.005)
+    assert "gains +10.0" in both
+
+
 # Pairing by seed
 
 # seed -> mAP50-95; the seeds differ by far more than the arms, so that a wrong pair shows at once

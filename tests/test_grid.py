@@ -1,7 +1,14 @@
 """Every cell is run once, whatever dies on the way, and the table is the one an undisturbed grid gives."""
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.grids import CELLS, CHAINS, FakeRunner, Killed
@@ -65,6 +72,43 @@ def test_workers_killed_in_mid_cell_cost_that_cell_alone_and_two_jobs_give_the_s
 
 
 @pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    words = f"""
+from pathlib import Path
+from tests.grids import CHAINS, Endless
+from yolo_adapruner.study.grid import run_all
+if __name__ == "__main__":
+    run_all(CHAINS, Endless(Path({str(tmp_path)!r})), 2)
+"""
+    script = tmp_path / "compare.py"
+    script.write_text(words)
+    root = Path(__file__).parents[1]
+    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)})
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("*/pid"))) == 2)
+        workers = [int(file.read_text()) for file in tmp_path.glob("*/pid")]
+        assert all(map(alive, workers))
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not any(map(alive, workers)))
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120  # a bound for a hang, not for speed
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # ended, but whoever inherited it has not asked
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
 def test_workers_that_die_without_end_are_given_up(tmp_path):
     runner = FakeRunner(tmp_path / "grid", kill=True)
     victim = Cell(FULL, 0.0, EPOCHS, 0)
@@ -80,6 +124,15 @@ def test_an_error_in_a_cell_is_no_death(tmp_path):
 
     with pytest.raises(RunError, match="no room"):
         run_all(CHAINS, Wrong(tmp_path), 1)
+
+
+@pytest.mark.parametrize("budget", [EPOCHS, UPDATES])
+def test_one_budget_is_half_the_grid_of_both(budget):
+    chains = plan([0.1], [0], arms=CHOICES, budgets=(budget,), listed=(LISTED, 0.4))
+    cells = [cell for chain in chains for cell in chain]
+    both = [cell for chain in plan([0.1], [0], arms=CHOICES, listed=(LISTED, 0.4)) for cell in chain]
+    alone = {FULL, RUN, AFSS}  # have no other
+    assert cells == [cell for cell in both if cell.budget == budget or cell.arm in alone]
 
 
 def test_further_arms_and_a_given_list_are_planned():

@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--kept", metavar="LIST", help="train on the images in this file as well, one path a line")
     compare.add_argument(
+        "--budget",
+        choices=("both", "epochs", "updates"),
+        default="both",
+        help="as many epochs as on everything, as many updates, or both, each a training of its own (default both)",
+    )
+    compare.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="runs per arm, seeds SEED..SEED+N-1 (default 3)"
     )
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
@@ -316,6 +322,7 @@ def _compare(args: argparse.Namespace) -> None:
         jobs=args.jobs,
         arms=args.arms,
         kept=args.kept,
+        budget=args.budget,
         margin=args.margin,
         ray=None if args.ray is None else Cluster(args.ray, args.cell_cpus, args.cell_gpus),
         cells=args.cells,

@@ -31,6 +31,7 @@ from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, words
 from yolo_adapruner.study.verdict import BETTER, WITHIN, judge
 
 AUTO = "auto"
+BUDGETS = {"both": (EPOCHS, UPDATES), "epochs": (EPOCHS,), "updates": (UPDATES,)}
 Executor = Callable[[Sequence[Sequence[Cell]]], dict[Cell, dict[str, Any]]]
 
 
@@ -42,6 +43,7 @@ def compare(
     jobs: int = 1,
     arms: Sequence[str] = PLAIN,
     kept: str | Path | None = None,
+    budget: str = "both",
     margin: float = 0.5,
     ray: str | Cluster | None = None,
     cells: Sequence[str | Path] = (),
@@ -52,7 +54,7 @@ def compare(
 
     Arms: *full* trains on everything; *one run* is the model that `train --prune` itself leaves; *pruned*, *random*
     and the others of `arms.CHOICES` train anew on as many images, those the run kept, a seeded random choice and so on,
-    once for as many epochs as full and once for as many updates.
+    once for as many epochs as full and once for as many updates, or, with `budget`, one of the two.
 
     Args:
         run: a run config: path, name of a packaged one, mapping, or `RunConfig`. With a `name` whose folder holds the
@@ -64,6 +66,8 @@ def compare(
             cell's folder.
         arms: those to train anew, out of `arms.CHOICES`.
         kept: a list of training images, one absolute path a line, to train on as an arm of its own.
+        budget: what the arms have as much of as full: "epochs", "updates", or "both", each in a training of its own.
+            The table of hours needs those of equal epochs.
         margin: points of mAP (0 to 100) that may be lost, >= 0.
         ray: run the cells on this Ray cluster, an address or "local" where a core a cell is enough; the project and
             the data set must lie where every machine sees them. None: in processes of this machine.
@@ -72,13 +76,20 @@ def compare(
         overrides: settings that win over the run config.
 
     Raises:
-        ConfigError: a share, `seeds`, `jobs`, `margin` or an arm is out of range, the model is neither detector nor
-            classifier, the named folder holds another comparison, or both `jobs` and `ray` say where cells run.
+        ConfigError: a share, `seeds`, `jobs`, `budget`, `margin` or an arm is out of range, the model is neither
+            detector nor classifier, the named folder holds another comparison, or both `jobs` and `ray` say where cells
+            run.
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
     searching = prune == AUTO
     shares = checked_shares([resolved.prune.share] if searching else prune, seeds, jobs, margin)
+    if budget not in BUDGETS:
+        raise ConfigError(f"Expected a budget of {', '.join(BUDGETS)}, but got {budget}.")
+    if searching and budget != "both":
+        raise ConfigError(
+            f"Expected no budget beside prune=auto, which searches at equal updates, but got {budget}: leave it out."
+        )
     cluster = _cluster(ray, jobs, resolved)
     wanted = (PRUNED,) if searching else arms_by_name.check(arms)
     task, data = set_of(resolved)  # first: a missing data set leaves no folder behind
@@ -138,7 +149,8 @@ def compare(
     if searching:
         done, facts["auto"] = _search(runner, numbers, margin / 100, run_cells)
     else:
-        chains = grid.plan(shares, numbers, arms=wanted, listed=(LISTED, listed_share) if listed else None)
+        given = (LISTED, listed_share) if listed else None
+        chains = grid.plan(shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given)
         done = run_cells(chains)
     result = conclude(runner, done, facts)
     save(result)

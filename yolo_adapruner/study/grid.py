@@ -9,10 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +45,7 @@ def plan(
     seeds: Sequence[int],
     *,
     arms: Sequence[str] = (PRUNED, RANDOM),
+    budgets: Sequence[str] = (EPOCHS, UPDATES),
     listed: tuple[str, float] | None = None,
 ) -> list[list[Cell]]:
     """Return the grid as chains of cells, seed by seed; a cell builds on the first cell of its own chain only.
@@ -50,23 +53,24 @@ def plan(
     Args:
         shares: prune shares.
         seeds: of the runs.
-        arms: those that train anew on what they keep, each for as many epochs as full and for as many updates.
+        arms: those that train anew on what they keep.
+        budgets: for as many epochs as full, for as many updates, or once each.
         listed: arm and share of a given list.
     """
     chains = []
     for seed in seeds:
         lists = [arm for arm in arms if arm not in DYNAMIC]
-        grid = {share: [Cell(arm, share, b, seed) for arm in lists for b in (EPOCHS, UPDATES)] for share in shares}
+        grid = {share: [Cell(arm, share, b, seed) for arm in lists for b in budgets] for share in shares}
         watching = [cell for cells in grid.values() for cell in cells if cell.arm in WATCHING]
         chains.append([Cell(FULL, 0.0, EPOCHS, seed), *watching])
         for share, cells in grid.items():
             chains.append([Cell(RUN, share, EPOCHS, seed), *(cell for cell in cells if cell.arm not in WATCHING)])
         if INFOBATCH in arms:
-            chains += [[Cell(INFOBATCH, share, b, seed)] for share in shares for b in (EPOCHS, UPDATES)]
-        if AFSS in arms:  # its rates are its own, whatever the share
+            chains += [[Cell(INFOBATCH, share, b, seed)] for share in shares for b in budgets]
+        if AFSS in arms:  # its rates are its own, whatever the share, and so are its updates
             chains.append([Cell(AFSS, 0.0, EPOCHS, seed)])
         if listed is not None:
-            chains.append([Cell(*listed, budget, seed) for budget in (EPOCHS, UPDATES)])
+            chains.append([Cell(*listed, budget, seed) for budget in budgets])
     return chains
 
 
@@ -153,8 +157,17 @@ def log_to(home: Path) -> Iterator[None]:
 
 
 def _start_worker(threads: int) -> None:
-    """Give a worker its part of the cores before torch is loaded."""
+    """Give a worker its part of the cores before torch is loaded, and end it with the process that started it."""
     os.environ["YOLO_ADAPRUNER_THREADS"] = str(threads)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    # A worker whose parent was killed would train its cell to the end, beside whoever goes on with the comparison in
+    # the same folder: both would write it.
+    wait([sentinel])
+    os._exit(1)
 
 
 def _count(runner: Runner, cells: Sequence[Cell]) -> int:

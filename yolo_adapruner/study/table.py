@@ -216,9 +216,10 @@ def verdicts(rows: Sequence[Row], margin: float, unit: str = "mAP") -> list[str]
         unit: what is compared.
     """
     lines = []
+    at_updates = {(row.arm, row.share) for row in rows if row.budget == UPDATES}
     everything = next((row.images for row in rows if row.arm == FULL), 1)
     for row in rows:
-        if row.arm == FULL or (row.budget == EPOCHS and row.arm not in (*_NOT_LISTS, AFSS)):
+        if row.arm == FULL or (row.budget == EPOCHS and (row.arm, row.share) in at_updates):
             continue
         what = f"dropping {100 * row.share:.3g} %" + ("" if row.arm == PRUNED else f" ({row.arm})")
         if row.arm in DYNAMIC:
