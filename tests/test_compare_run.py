@@ -143,13 +143,32 @@ def in_mid_cell(folder: Path, count: int) -> bool:
     return cells_done(folder) >= count and any(not (cell / "cell.json").is_file() for cell in begun)
 
 
-def test_other_arms_and_a_given_list_are_trained_alike(home):
+LISTS, DRAWN = "class-random,highest-loss,forgetting", "infobatch,afss"
+
+
+@pytest.fixture(scope="module")
+def others(home) -> tuple[str, ...]:
+    """The words of a comparison of arms beside the plain ones."""
     listed = home / "kept.txt"
     images = sorted((home / "set" / "images" / "train").iterdir())
     listed.write_text("".join(f"{path}\n" for path in images[:12]), encoding="utf-8")
-    arms = "class-random,highest-loss,forgetting"
-    drawn = "infobatch,afss"
-    result = finish(home, "arms", "--prune", "0.2", "--seeds", "1", "--arms", f"{arms},{drawn}", "--kept", str(listed))
+    return ("--prune", "0.2", "--seeds", "1", "--arms", f"{LISTS},{DRAWN}", "--kept", str(listed))
+
+
+@pytest.fixture(scope="module")
+def other_arms(home, others) -> dict:
+    return finish(home, "arms", *others)
+
+
+def test_other_arms_agree_on_a_cluster_to_the_digit(home, others, other_arms, monkeypatch):
+    pytest.importorskip("ray", reason="Ray has no wheel for this Python or system")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    with two_machines() as machines:
+        assert told(finish(home, "arms-ray", *others, "--ray", machines.address)) == told(other_arms)
+
+
+def test_other_arms_and_a_given_list_are_trained_alike(home, other_arms):
+    result, arms, drawn = other_arms, LISTS, DRAWN
     rows = {(row["arm"], row["budget"]): row for row in result["rows"]}
     assert {arm for arm, _ in rows} == {"full", "one run", *arms.split(","), *drawn.split(","), "given list"}
     assert rows["given list", "equal epochs"]["images"] == 12

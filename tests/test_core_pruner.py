@@ -88,6 +88,7 @@ LENGTHS = [
     ("3 epochs without a warm-up", 3, {"warmup": 0}, 99, (0, 1, 2)),
     ("3 epochs of joint only", 3, {"joint": 1.0}, 99, (0, 3, 0)),
     ("5 epochs", 5, {}, 99, (2, 2, 1)),
+    ("auto lengths where a tenth goes", 40, {"warmup_max": "auto", "joint": "auto"}, 99, (22, 12, 6)),
     ("a joint stage of less than an epoch is one", 30, {"joint": 0.001}, 4, (4, 1, 25)),
 ]
 
@@ -105,6 +106,17 @@ def test_stages_have_their_lengths(epochs, prune, works, lengths):
     assert tuple(stages.count(stage) for stage in Stage) == lengths
     assert pruner.kept is not None
     assert (~pruner.kept).sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("share", "lengths"),
+    [(0.01, (0.55, 0.3)), (0.1, (0.55, 0.3)), (0.2, (0.375, 0.25)), (0.3, (0.2, 0.2)), (0.4, (0.175, 0.2)),
+     (0.5, (0.15, 0.2)), (0.95, (0.15, 0.2))],
+)  # fmt: skip
+def test_the_more_goes_the_sooner_it_is_decided(share, lengths):
+    assert Settings(**PruneConfig(share=share).model_dump()).lengths == pytest.approx(lengths)
+    own = Settings(**PruneConfig(share=share, warmup_max=0.4, joint=0.35).model_dump())
+    assert own.lengths == (0.4, 0.35)
 
 
 def test_the_default_settings_find_planted_bad_samples():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from yolo_adapruner import augmentations, resources
 from yolo_adapruner.errors import ConfigError
@@ -46,8 +46,16 @@ class PruneConfig(BaseModel):
         description="auto ends it as well once two epochs rank the images alike, by how unusual they read, with this "
         "rank correlation, Ultralytics' own warm-up being over; above 1 never. Not for classifiers.",
     )
-    warmup_max: float = Field(0.55, gt=0, lt=1, description="Longest auto warm-up, as a share of the epochs.")
-    joint: float = Field(0.3, gt=0, le=1, description="Length of the joint stage, as a share of the epochs.")
+    warmup_max: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "auto",
+        description="Longest auto warm-up, as a share of the epochs; auto goes by the share to prune: 0.55 up to 0.1, "
+        "0.2 at 0.3, 0.15 from 0.5 on, straight lines between.",
+    )
+    joint: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto",
+        description="Length of the joint stage, as a share of the epochs; auto goes by the share to prune: 0.3 up to "
+        "0.1, 0.2 from 0.3 on.",
+    )
     ramp: float = Field(0.6, gt=0, le=1, description="Part of the joint stage in which the target goes to 1 - share.")
     s_start: float = Field(0.1, gt=0, description="Scale s of the soft weight sigmoid(s * logit) at the start.")
     s_end: float = Field(5.0, gt=0, description="Scale s at the end of the ramp; large s makes weights near 0 or 1.")
@@ -139,6 +147,19 @@ class PruneConfig(BaseModel):
         except ValidationError:
             pass
         raise ValueError(f"input should be auto or a whole number of epochs, 0 or more, but got {reprlib.repr(value)}")
+
+    @field_validator("warmup_max", "joint", mode="wrap")
+    @classmethod
+    def _length_in_one_line(cls, value: Any, check: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        try:
+            if not isinstance(value, bool):
+                return check(value)
+        except ValidationError:
+            pass
+        most = "less than 1" if info.field_name == "warmup_max" else "at most 1"
+        raise ValueError(
+            f"input should be auto or a share of the epochs greater than 0 and {most}, but got {reprlib.repr(value)}"
+        )
 
 
 _Name = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads `device: 0` as a number

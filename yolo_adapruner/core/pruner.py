@@ -31,6 +31,12 @@ from yolo_adapruner.core.suspicion import Judge, Suspicion
 TASK, SELECTION, NEUTRAL, COMPRESSION = "task", "selection", "neutral", "compression"
 TERMS = (TASK, SELECTION, NEUTRAL, COMPRESSION)
 """The objective's terms, sum_i y_i (l_i - log l_i - neutral) + N lambda (kept - target)^2, in this order."""
+SHARES, LONGEST_WARMUP, JOINT = (0.1, 0.3, 0.5), (0.55, 0.2, 0.15), (0.3, 0.2, 0.2)
+"""Auto lengths of warm-up, at most, and joint stage at three shares that go, as parts of the epochs.
+
+Where a tenth goes, the ranking is as good as the few images at its end, and good rankings take time. Where half goes, a
+wrong label has to be in the lower half, and each further epoch on everything is time that pruning does not save.
+"""
 SURE = 0.8
 """Part of the share that goes, from the lowest logit up, about which the mask is sure: the rest is near the cut."""
 DECIDED = 3
@@ -60,8 +66,8 @@ class Settings:
     share: float
     warmup: Literal["auto"] | int
     warmup_fit: float
-    warmup_max: float
-    joint: float
+    warmup_max: Literal["auto"] | float
+    joint: Literal["auto"] | float
     ramp: float
     s_start: float
     s_end: float
@@ -85,6 +91,15 @@ class Settings:
     dynamic_anneal: float = 0.15
     validate_all: bool = False
     warmup_agree: float = 2.0
+
+    @property
+    def lengths(self) -> tuple[float, float]:
+        """Longest auto warm-up and joint stage, as parts of the epochs; auto goes by the share, between `SHARES`."""
+        longest, joint = (float(np.interp(self.share, SHARES, parts)) for parts in (LONGEST_WARMUP, JOINT))
+        return (
+            longest if self.warmup_max == "auto" else self.warmup_max,
+            joint if self.joint == "auto" else self.joint,
+        )
 
     def schedule(self, epochs: int) -> controller.Schedule:
         """The controller's part, for a joint stage of `epochs` epochs."""
@@ -165,8 +180,9 @@ class Pruner:
         self.seen: NDArray[np.float64] = np.zeros(n)
         self.kept: NDArray[np.bool_] | None = None
         # At least one epoch for each stage that is wanted, whatever the budget and the shares.
-        self.joint_epochs = max(1, round(settings.joint * epochs))
-        longest = round(settings.warmup_max * epochs) if settings.warmup == "auto" else settings.warmup
+        longest_warmup, joint = settings.lengths
+        self.joint_epochs = max(1, round(joint * epochs))
+        longest = round(longest_warmup * epochs) if settings.warmup == "auto" else settings.warmup
         self.warmup_limit = max(0, min(longest, epochs - self.joint_epochs - 1))
         self.stage = Stage.WARMUP if self.warmup_limit else Stage.JOINT
         self.trace: NDArray[np.uint8] = np.zeros((self.joint_epochs, n), np.uint8)
