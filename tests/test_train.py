@@ -468,6 +468,24 @@ def test_ultralytics_own_interface_takes_the_trainer(data, tmp_path, monkeypatch
     )
 
 
+def test_a_model_laid_out_channels_last_learns_alike_and_loads_without_us(data, tmp_path, monkeypatch):
+    from ultralytics import YOLO
+
+    plain, laid = tmp_path / "plain", tmp_path / "laid"
+    train_here(data, plain, share=0.2)
+    monkeypatch.setenv("YOLO_ADAPRUNER_CHANNELS_LAST", "1")
+    trainer = train_here(data, laid, share=0.2)
+    losses = [[float(results(run)[0][f"train/{part}_loss"]) for part in ("box", "cls", "dfl")] for run in (plain, laid)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # rounded in another order, otherwise the same
+    first = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))
+    assert first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not first.weight.is_contiguous()
+    found = YOLO(laid / "weights/best.pt").predict(str(training_images(data)[0]), imgsz=64, verbose=False)
+    assert found[0].names == dict(enumerate(helpers.NAMES))
+    assert "channels last" in json.loads((laid / "manifest.json").read_text())["hardware"]
+    assert "channels last" not in json.loads((plain / "manifest.json").read_text())["hardware"]
+
+
 def test_ultralytics_own_interface_takes_the_class_as_it_is(data, tmp_path, monkeypatch):
     """On a checkpoint, and at the default share."""
     from ultralytics import YOLO

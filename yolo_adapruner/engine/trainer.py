@@ -158,7 +158,7 @@ class AdaPruneMixin(Resumable):
         model = super().get_model(cfg, weights, verbose)
         given = heads.task_of_head(type(model.model[-1]).__name__, self.args.model)
         heads.refuse_other_task(self.task, given, self.args.model)
-        return model
+        return model.to(memory_format=torch.channels_last) if runtime.channels_last() else model
 
     def _setup_train(self) -> None:
         super()._setup_train()
