@@ -44,6 +44,8 @@ QUICK: dict[str, Any] = {
     "verbose": False,
 }
 """Ultralytics settings of a run in seconds."""
+LENGTHS = {"warmup_max": 0.55, "joint": 0.3}
+"""Of the stages of such a run at any share; auto lengths would leave few epochs no warm-up."""
 
 
 def picture(size: int, shapes: list[tuple[int, float, float, float]], rng: np.random.Generator) -> np.ndarray:
@@ -244,7 +246,7 @@ def new_trainer(
     """Return the trainer that `train_here` trains with."""
     from yolo_adapruner import AdaPruneTrainer, PruneConfig
 
-    config = PruneConfig(share=share, **(method or {}))
+    config = PruneConfig(**{"share": share, **LENGTHS, **(method or {})})
     kind = settings.pop("trainer", AdaPruneTrainer).configured(config, watched=settings.pop("watched", False))
     callbacks = settings.pop("callbacks", {})
     folder.parent.mkdir(parents=True, exist_ok=True)

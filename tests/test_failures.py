@@ -24,7 +24,7 @@ from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError
 
 IMAGES, BATCH, SHARE = 16, 8, 0.25
-SETTINGS = helpers.cli_words({**helpers.QUICK, "epochs": 5, "batch": BATCH})
+SETTINGS = helpers.cli_words({**helpers.QUICK, "epochs": 5, "batch": BATCH, "prune.warmup": 2})
 """Two epochs of warm-up, then the joint stage and, from epoch 4 on, the fine-tune."""
 
 

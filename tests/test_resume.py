@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     helpers.build_set(home / "set")
     helpers.write_architecture(home / "small.yaml")
-    config = {"model": "small.yaml", "data": "set/data.yaml", "prune": {"share": 0.25, "warmup": 2}}
+    config = {"model": "small.yaml", "data": "set/data.yaml", "prune": {"share": 0.25, "warmup": 2, "joint": 0.3}}
     (home / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return home
 
@@ -195,7 +195,7 @@ def test_ultralytics_own_resume_takes_the_mask_along(joint, whole, tmp_path):
     from ultralytics import YOLO
 
     folder = shutil.copytree(joint, tmp_path / "run")
-    kind = AdaPruneTrainer.configured(PruneConfig(share=0.25, warmup=2))
+    kind = AdaPruneTrainer.configured(PruneConfig(share=0.25, warmup=2, joint=0.3))
     YOLO(str(folder / "weights" / "last.pt")).train(resume=True, trainer=kind, save_dir=str(folder))
     check_finished(folder)
     assert different(whole, folder) == []

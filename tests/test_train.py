@@ -65,6 +65,7 @@ def cli_run(home, data):
     (home / "läufe.yaml").write_text("model: yolov3-tiny.yaml\ndata: set/data.yaml\n", encoding="utf-8")
     # Without floors, so that the scores alone say who goes; what floors hold against them: `test_floors_run`.
     settings = {**{key: value for key, value in QUICK.items() if key != "verbose"}, "prune.floor": 0}
+    settings |= {f"prune.{key}": value for key, value in helpers.LENGTHS.items()}
     process = helpers.start_cli(
         "train", "läufe.yaml", "--prune", "0.25", "--name", "erster", *helpers.cli_words(settings), cwd=home
     )
