@@ -202,6 +202,18 @@ def test_shares_are_drawn_over_the_share_and_their_table_names_no_variant(tmp_pa
     assert (tmp_path / "study.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
 
 
+def test_each_share_of_a_variant_is_drawn_in_a_line_of_its_own(tmp_path, transferred):
+    found, done = transferred
+    more = {replace(cell, share=0.5): value for cell, value in done.items() if cell.arm != FULL}
+    draw(made(tmp_path, found, done, "transfer"), tmp_path / "one.svg")
+    draw(made(tmp_path, found, {**done, **more}, "transfer"), tmp_path / "two.svg")
+    one, two = ((tmp_path / name).read_text(encoding="utf-8") for name in ("one.svg", "two.svg"))
+    assert "<!-- b, chosen by a -->" in one
+    for share in (30, 50):
+        assert f"<!-- b, chosen by a, {share} % -->" not in one
+        assert f"<!-- b, chosen by a, {share} % -->" in two
+
+
 # ---- each question, run at its smallest
 
 SMALL = {"epochs": 3, "imgsz": 32, "batch": 8, "device": "cpu"}

@@ -264,13 +264,13 @@ def save(result: Study, done: Mapping[Cell, Mapping[str, Any]]) -> None:
 
 
 def draw(result: Study, out: Path) -> None:
-    """Draw the accuracies, a dot a seed, beside what the masks came to: over shares, or variant by variant."""
+    """Draw the accuracies, a dot a seed, beside what the masks came to: over shares, or a line a variant and share."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     many = result.facts["question"] == SHARES
-    figure = Figure(figsize=(9, 3.4 if many else 1.4 + 0.42 * len(result.variants)), layout="constrained")
+    figure = Figure(figsize=(9, 3.4 if many else 1.4 + 0.42 * len(_lines_of(result))), layout="constrained")
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2)
     (_draw_shares if many else _draw_variants)(result, left, right)
@@ -301,21 +301,31 @@ def _draw_shares(result: Study, left: Any, right: Any) -> None:
     right.set(xlabel="% pruned", ylabel="% of the images", ylim=(-3, 103))
 
 
+def _lines_of(result: Study) -> dict[tuple[str, float], str]:
+    """The lines of a figure variant by variant, by name and share, with what is written beside them."""
+    shares = sorted({row.share for row in result.rows if row.arm != FULL})
+    one = len(shares) == 1
+    return {(v.name, s): v.name if one else f"{v.name}, {100 * s:.3g} %" for v in result.variants for s in shares}
+
+
 def _draw_variants(result: Study, left: Any, right: Any) -> None:
-    names = [variant.name for variant in result.variants]
+    lines = _lines_of(result)
+    places = {key: place for place, key in enumerate(lines)}
+    for name, share in reversed(lines):
+        places[name, 0.0] = places[name, share]  # full has no share: it stands in its variant's first line
     for number, (arm, colour) in enumerate(zip(_ORDER, ("grey", "C0", "C1", "C2"), strict=True)):
         rows = [row for row in result.rows if row.arm == arm]
         for i, row in enumerate(rows):
-            y = names.index(row.variant) + 0.15 * (number - 1.5)
+            y = places[row.variant, row.share] + 0.15 * (number - 1.5)
             values = [100 * value for value in row.map50_95]
             left.plot(values, [y] * len(values), ".", color=colour, alpha=0.5)
             left.plot(statistics.fmean(values), y, "|", color=colour, markersize=11, label=None if i else arm)
-    left.set(xlabel=f"{words(result.facts).first}, points: a dot a seed, a bar their mean", yticks=range(len(names)))
-    left.set_yticklabels(names, fontsize=7)
-    left.set_ylim(len(names) - 0.5, -0.5)  # from above, each row as high as its bars
+    left.set(xlabel=f"{words(result.facts).first}, points: a dot a seed, a bar their mean", yticks=range(len(lines)))
+    left.set_yticklabels(lines.values(), fontsize=7)
+    left.set_ylim(len(lines) - 0.5, -0.5)  # from above, each row as high as its bars
     for i, (name, label) in enumerate(_MASKS.items()):
-        places = [names.index(m.variant) + 0.3 * (i - 0.5) for m in result.masks]
-        right.barh(places, [100 * m.figures[name] for m in result.masks], 0.28, label=label)
+        heights = [places[m.variant, m.share] + 0.3 * (i - 0.5) for m in result.masks]
+        right.barh(heights, [100 * m.figures[name] for m in result.masks], 0.28, label=label)
     right.set(xlabel="% of the images", xlim=(0, 103), ylim=left.get_ylim(), yticks=[])
 
 
