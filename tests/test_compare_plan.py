@@ -277,6 +277,8 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_written(argumen
 
 OTHER_WRONG = [
     ("a word for a share", {"prune": "most"}, "Expected prune shares or auto, but got 'most'"),
+    ("no such budget", {"budget": "hours"}, "Expected a budget of both, epochs, updates, but got hours"),
+    ("a budget of a search", {"prune": "auto", "budget": "epochs"}, "Expected no budget beside prune=auto, which"),
     ("a negative margin", {"margin": -0.1}, "Expected a margin of 0 to 100 points of mAP, but got -0.1"),
     ("no margin", {"margin": float("nan")}, "Expected a margin of 0 to 100 points"),
     ("an unknown arm", {"arms": ["random", "best"]}, "Expected arms out of pruned, .*, but got best"),

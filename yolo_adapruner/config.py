@@ -140,26 +140,23 @@ class PruneConfig(BaseModel):
     @field_validator("warmup", mode="wrap")
     @classmethod
     def _warmup_in_one_line(cls, value: Any, check: Callable[[Any], Any]) -> Any:
-        """One line instead of one for each type, and no `warmup: on` read as 1."""
-        try:
-            if not isinstance(value, bool):
-                return check(value)
-        except ValidationError:
-            pass
-        raise ValueError(f"input should be auto or a whole number of epochs, 0 or more, but got {reprlib.repr(value)}")
+        return _auto_or(value, check, "a whole number of epochs, 0 or more")
 
     @field_validator("warmup_max", "joint", mode="wrap")
     @classmethod
     def _length_in_one_line(cls, value: Any, check: Callable[[Any], Any], info: ValidationInfo) -> Any:
-        try:
-            if not isinstance(value, bool):
-                return check(value)
-        except ValidationError:
-            pass
         most = "less than 1" if info.field_name == "warmup_max" else "at most 1"
-        raise ValueError(
-            f"input should be auto or a share of the epochs greater than 0 and {most}, but got {reprlib.repr(value)}"
-        )
+        return _auto_or(value, check, f"a share of the epochs greater than 0 and {most}")
+
+
+def _auto_or(value: Any, check: Callable[[Any], Any], number: str) -> Any:
+    """Check auto or a number: one line instead of one for each type, and no `warmup: on` read as 1."""
+    try:
+        if not isinstance(value, bool):
+            return check(value)
+    except ValidationError:
+        pass
+    raise ValueError(f"input should be auto or {number}, but got {reprlib.repr(value)}")
 
 
 _Name = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads `device: 0` as a number

@@ -18,8 +18,9 @@ from yolo_adapruner import __version__
 from yolo_adapruner.data.export import replace_file
 
 THREADS = "YOLO_ADAPRUNER_THREADS"
-CHANNELS_LAST = "YOLO_ADAPRUNER_CHANNELS_LAST"
 """Environment variable that limits the threads of a run; several runs side by side each get their part."""
+CHANNELS_LAST = "YOLO_ADAPRUNER_CHANNELS_LAST"
+"""Environment variable that has models laid out channels last; see `channels_last`."""
 
 
 def cores() -> int:
