@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import ultralytics  # noqa: F401  its log handler takes the stdout of its first import: the session's, not one test's
 import yaml
 
@@ -238,6 +239,14 @@ def train_here(
     trainer = new_trainer(data, folder, share=share, method=method, **settings)
     trainer.train()
     return trainer
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked for counts as ended."""
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def new_trainer(

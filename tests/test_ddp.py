@@ -139,17 +139,9 @@ def test_launched_processes_end_with_the_launching_one(tmp_path, signal_):
     process.send_signal(signal_)
     assert process.wait(timeout=60) == -signal_
     until = time.monotonic() + 60
-    while alive(pid):
+    while helpers.alive(pid):
         assert time.monotonic() < until, "a launched process outlived the launching one"
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and that nobody has asked for counts as ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("batch", [-1, 0.5, 2])

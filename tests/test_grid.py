@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.grids import CELLS, CHAINS, FakeRunner, Killed
+from tests.helpers import alive
 from yolo_adapruner.errors import RunError
 from yolo_adapruner.study.arms import (
     AFSS,
@@ -99,13 +99,6 @@ def wait_for(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < end
         time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # ended, but whoever inherited it has not asked
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.slow
