@@ -15,7 +15,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.classify import ClassificationTrainer
 
 from tests import classes, helpers
-from yolo_adapruner import cli
+from yolo_adapruner import PruneConfig, cli
 from yolo_adapruner.config import load
 from yolo_adapruner.engine import classset
 from yolo_adapruner.engine import run as engine
@@ -328,7 +328,7 @@ def test_resume_refuses_another_list_of_images(data, tmp_path):
     gone = sorted((root / "train").rglob("*.png"))[0]
     gone.unlink()
     with pytest.raises(RunError, match=f"1 gone \\(first {gone}\\)"):
-        _trainer()(
+        _trainer().configured(PruneConfig(share=0.1, **helpers.LENGTHS))(
             overrides={"resume": str(tmp_path / "run" / "weights" / "adaprune.pt"), "save_dir": str(tmp_path / "run")}
         ).train()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import helpers
-from tests.helpers import results, train_here
+from tests.helpers import LENGTHS, results, train_here
 from tests.killing import different
 from yolo_adapruner import AdaPruneTrainer, PruneConfig
 from yolo_adapruner.core.schedule import Draw, Dynamic, Visits, validates
@@ -222,7 +222,7 @@ def test_an_interrupted_run_draws_what_the_run_that_nothing_interrupts_does(data
         with pytest.raises(KeyboardInterrupt):
             train_here(data, folder, share=0, trainer=kind, **settings)
         overrides = {"resume": str(folder / "weights" / "adaprune.pt"), "save_dir": str(folder), "data": str(data)}
-        trainer = Dynamic.configured(PruneConfig(share=0))(overrides=overrides)
+        trainer = Dynamic.configured(PruneConfig(share=0, **LENGTHS))(overrides=overrides)
         trainer.train()
         assert different(tmp_path / "whole", folder) == []
         np.testing.assert_array_equal(trainer.visits.count, whole.visits.count)
@@ -366,7 +366,7 @@ def test_a_dynamic_run_that_is_resumed_ends_as_one_that_was_not_interrupted(data
         with pytest.raises(KeyboardInterrupt):
             train_here(data, folder, trainer=type("Cut", (Cut,), {"stop_in": epoch}), **settings)
         overrides = {"resume": str(folder / "weights" / "adaprune.pt"), "save_dir": str(folder), "data": str(data)}
-        Cut.configured(PruneConfig(share=0.25, **method))(overrides=overrides).train()
+        Cut.configured(PruneConfig(share=0.25, **{**LENGTHS, **method}))(overrides=overrides).train()
         assert different(tmp_path / "whole", folder) == []
 
 
