@@ -18,13 +18,14 @@ from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study import compare as comparing
+from yolo_adapruner.study import ground
 from yolo_adapruner.study.arms import FULL, PLAIN, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.baselines import equal_updates_epochs
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.compare import compare
 from yolo_adapruner.study.conclude import Comparison, save
 from yolo_adapruner.study.grid import plan
-from yolo_adapruner.study.ground import folder_of, judge_data
+from yolo_adapruner.study.ground import judge_data
 from yolo_adapruner.study.interval import Difference
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, verdicts
 
@@ -297,6 +298,11 @@ def test_what_else_cannot_be_is_refused(arguments, words, tmp_path):
 
 def config_of(project: Path, **overrides) -> RunConfig:
     return load("yolov3-tiny", {"project": str(project), **overrides})
+
+
+def folder_of(*terms, **more):
+    with ground.folder_of(*terms, **more) as folder:
+        return folder
 
 
 def test_a_comparison_without_a_name_gets_a_new_numbered_folder_each_time(tmp_path):

@@ -20,6 +20,7 @@ from yolo_adapruner import config as run_config
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.core.schedule import Plan
 from yolo_adapruner.data import export
+from yolo_adapruner.data.alone import alone_in
 from yolo_adapruner.data.export import MANIFEST
 from yolo_adapruner.engine import state, warmstart
 from yolo_adapruner.engine.heads import TASKS
@@ -29,6 +30,9 @@ from yolo_adapruner.engine.tasks import trainer_for
 from yolo_adapruner.engine.trainer import AdaPruneMixin
 from yolo_adapruner.engine.trouble import one_line_errors
 from yolo_adapruner.errors import AdaPrunerError, RunError
+
+_TO_END = 10.0
+"""Seconds that a resumed run waits for the process that still holds its folder: one told to end needs some."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def resume(run: str | Path, *, planner: Callable[[Any], Plan] | None = None, wat
         watched: as it was started.
 
     Raises:
-        RunError: the folder holds no interrupted run of this package, or the run is finished.
+        RunError: the folder holds no interrupted run of this package, the run is finished, or another process works
+            on it.
     """
     folder = Path(run).resolve()
     if not (folder / RUN_CONFIG).is_file():
@@ -103,14 +108,15 @@ def resume(run: str | Path, *, planner: Callable[[Any], Plan] | None = None, wat
     config = run_config.load(folder / RUN_CONFIG)
     saved = folder / "weights" / state.NAME
     if not saved.is_file():
-        _refuse_to_start_over(folder, saved)
-        state.sweep(folder)
+        with alone_in(folder, patience=_TO_END):
+            _refuse_to_start_over(folder, saved)
+            state.sweep(folder)
         return train(config, save_dir=folder, planner=planner, watched=watched)
     task = state.task_of(saved)
     overrides = {"resume": str(saved), "save_dir": str(folder), "data": resolve_data(config.data, task)}
     if config.device is not None:
         overrides["device"] = config.device
-    with one_line_errors(config.data):
+    with alone_in(folder, patience=_TO_END), one_line_errors(config.data):
         trainer = trainer_for(task).configured(config.prune, planner=planner, watched=watched)(overrides=overrides)
         state.sweep(folder)
         return _finish(trainer)
@@ -154,12 +160,13 @@ def _run_folder(args: Mapping[str, Any]) -> Iterator[Path]:
             f"Expected a folder to write the run to, but {folder} cannot be one: {error.strerror}. Choose another "
             "--name or project=."
         ) from None
-    try:
-        yield folder
-    except AdaPrunerError:
-        if not (folder / "weights" / state.NAME).exists():
-            _take_away(missing)
-        raise
+    with alone_in(folder):
+        try:
+            yield folder
+        except AdaPrunerError:
+            if not (folder / "weights" / state.NAME).exists():
+                _take_away(missing)
+            raise
 
 
 def _take_away(made: Sequence[Path]) -> None:

@@ -111,54 +111,54 @@ def compare(
     list_print = export.hash_paths(sorted(relative(path, data) for path in listed))
     taken = elsewhere.read(cells, resolved, content, list_print)
     terms = _terms(searching, wanted, listed)
-    folder = folder_of(resolved, shares, seeds, **terms, images=content)
-    if task == "classify":
-        base, reported_on = judge_folder(folder, data, resolved.seed)
-        listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
-    else:
-        base, reported_on = judge_data(folder, data, resolved.seed)
-    watched = any(arm in arms_by_name.WATCHING for arm in wanted)
-    runner = CellRunner(
-        folder,
-        resolved,
-        base,
-        ranking=shares[0] if searching else None,
-        listed=listed,
-        watched=watched,
-        elsewhere=taken,
-    )
-    numbers = range(resolved.seed, resolved.seed + seeds)
-    run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
-    facts: dict[str, Any] = {
-        "schema": SCHEMA,
-        "config": resolved.model_dump(),
-        "shares": shares,
-        "seeds": seeds,
-        "margin": margin,
-        "reported_on": reported_on,
-        "versions": runtime.versions(),
-        "hardware": runtime.hardware(
-            resolved.device or "cpu", threads=cluster.cpus if cluster else runtime.cores() // jobs
-        ),
-        "jobs": jobs,
-        "task": task,
-        elsewhere.SET: content,
-        elsewhere.LIST: list_print,
-        "elsewhere": list(taken.sources),
-    }
-    if searching:
-        done, facts["auto"] = _search(runner, numbers, margin / 100, run_cells)
-    else:
-        given = (LISTED, listed_share) if listed else None
-        chains = grid.plan(shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given)
-        done = run_cells(chains)
-    result = conclude(runner, done, facts)
-    save(result)
-    runs = sorted((cell for cell in done if cell.arm == RUN), key=lambda c: (c.share, c.seed))
-    shown = next((cell for cell in runs if (runner.home(cell) / export.MANIFEST).is_file()), None)
-    if shown is not None:
-        report_comparison(folder, runner.home(shown))
-    return result
+    with folder_of(resolved, shares, seeds, **terms, images=content) as folder:
+        if task == "classify":
+            base, reported_on = judge_folder(folder, data, resolved.seed)
+            listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
+        else:
+            base, reported_on = judge_data(folder, data, resolved.seed)
+        watched = any(arm in arms_by_name.WATCHING for arm in wanted)
+        runner = CellRunner(
+            folder,
+            resolved,
+            base,
+            ranking=shares[0] if searching else None,
+            listed=listed,
+            watched=watched,
+            elsewhere=taken,
+        )
+        numbers = range(resolved.seed, resolved.seed + seeds)
+        run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
+        facts: dict[str, Any] = {
+            "schema": SCHEMA,
+            "config": resolved.model_dump(),
+            "shares": shares,
+            "seeds": seeds,
+            "margin": margin,
+            "reported_on": reported_on,
+            "versions": runtime.versions(),
+            "hardware": runtime.hardware(
+                resolved.device or "cpu", threads=cluster.cpus if cluster else runtime.cores() // jobs
+            ),
+            "jobs": jobs,
+            "task": task,
+            elsewhere.SET: content,
+            elsewhere.LIST: list_print,
+            "elsewhere": list(taken.sources),
+        }
+        if searching:
+            done, facts["auto"] = _search(runner, numbers, margin / 100, run_cells)
+        else:
+            given = (LISTED, listed_share) if listed else None
+            chains = grid.plan(shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given)
+            done = run_cells(chains)
+        result = conclude(runner, done, facts)
+        save(result)
+        runs = sorted((cell for cell in done if cell.arm == RUN), key=lambda c: (c.share, c.seed))
+        shown = next((cell for cell in runs if (runner.home(cell) / export.MANIFEST).is_file()), None)
+        if shown is not None:
+            report_comparison(folder, runner.home(shown))
+        return result
 
 
 def checked_shares(prune: float | str | Sequence[float], seeds: int, jobs: int, margin: float) -> list[float]:

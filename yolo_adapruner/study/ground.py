@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
+from yolo_adapruner.data.alone import alone_in
 from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study.arms import PLAIN
 from yolo_adapruner.study.baselines import listed_kept
@@ -42,8 +44,11 @@ def set_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     return task, load_data(config.data, task)
 
 
-def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, *, stem: str = "compare", **more: Any) -> Path:
-    """Return a new numbered folder, or the named one if it holds this comparison or a part of it.
+@contextmanager
+def folder_of(
+    config: RunConfig, shares: Sequence[float], seeds: int, *, stem: str = "compare", **more: Any
+) -> Iterator[Path]:
+    """Hold a new numbered folder, or the named one if it has this comparison or a part of it, while the block runs.
 
     A part has the same terms with fewer shares, seeds or arms, or without the given list: its cells are cells of this
     one, so they stand, and the folder is this comparison's from now on.
@@ -59,15 +64,17 @@ def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, *, stem: s
 
     Raises:
         ConfigError: the named folder holds another comparison.
-        RunError: there can be no folder.
+        RunError: there can be no folder, or another process works in it.
     """
     terms = {"config": config.model_dump(), "shares": list(shares), "seeds": seeds, **more}
     wanted = json.loads(json.dumps(terms, default=str))  # as it comes back; a YAML date has no JSON of its own
     project = Path(config.project).absolute()
     if config.name is not None and (project / config.name / _PLAN).is_file():
         folder = project / config.name
-        _go_on(folder, wanted)
-        return folder
+        with alone_in(folder):
+            _go_on(folder, wanted)
+            yield folder
+        return
     stem = config.name or stem
     number = 1
     while (project / (stem if number == 1 else f"{stem}{number}")).exists():
@@ -80,7 +87,8 @@ def folder_of(config: RunConfig, shares: Sequence[float], seeds: int, *, stem: s
         raise RunError(
             f"Expected a writable place for {folder}, but: {error.strerror}; choose another --name."
         ) from None
-    return folder
+    with alone_in(folder):
+        yield folder
 
 
 def _go_on(folder: Path, wanted: Mapping[str, Any]) -> None:

@@ -107,45 +107,45 @@ def study(
     configs = {variant.name: variant.config(resolved) for variant in found}
     task, data = set_of(resolved)  # first: a missing data set leaves no folder behind
     _refuse_other_task(task, [configs[v.name] for v in found if v.model is not None])
-    more = {"question": question, "variants": [asdict(variant) for variant in found]}
-    folder = folder_of(resolved, shares, seeds, stem=f"study-{question}", **more)
-    judged = judge_folder if task == "classify" else judge_data
-    base, reported_on = judged(folder, data, resolved.seed)
-    homes = {variant.name: folder / variant.slug for variant in found}
-    for home in homes.values():
-        home.mkdir(exist_ok=True)
-    runner = StudyRunner(
-        base,
-        {
-            v.name: CellRunner(
-                homes[v.name], configs[v.name], base, runs=None if v.chosen_by is None else homes[v.chosen_by]
-            )
-            for v in found
-        },
-    )
-    chains = plan(found, shares, range(resolved.seed, resolved.seed + seeds))
-    with Progress(chains, runner, resolved.epochs, words({"task": task}).first, live=False) as progress:
-        done = grid.run_all(chains, runner, jobs, note=progress.note)
     from yolo_adapruner.engine import runtime
 
-    drawn, images = replicates(runner, list(done))
-    facts = {
-        "schema": SCHEMA,
-        "question": question,
-        "config": resolved.model_dump(),
-        "shares": shares,
-        "seeds": seeds,
-        "margin": margin,
-        "reported_on": reported_on,
-        "versions": runtime.versions(),
-        "hardware": runtime.hardware(resolved.device or "cpu", threads=runtime.cores() // jobs),
-        "jobs": jobs,
-        "task": task,
-    }
-    rows = summarise(found, done, drawn, images=images)
-    result = Study(folder, found, rows, _masks(found, runner, done, Path(data["path"])), facts)
-    save(result, done)
-    return result
+    more = {"question": question, "variants": [asdict(variant) for variant in found]}
+    with folder_of(resolved, shares, seeds, stem=f"study-{question}", **more) as folder:
+        judged = judge_folder if task == "classify" else judge_data
+        base, reported_on = judged(folder, data, resolved.seed)
+        homes = {variant.name: folder / variant.slug for variant in found}
+        for home in homes.values():
+            home.mkdir(exist_ok=True)
+        runner = StudyRunner(
+            base,
+            {
+                v.name: CellRunner(
+                    homes[v.name], configs[v.name], base, runs=None if v.chosen_by is None else homes[v.chosen_by]
+                )
+                for v in found
+            },
+        )
+        chains = plan(found, shares, range(resolved.seed, resolved.seed + seeds))
+        with Progress(chains, runner, resolved.epochs, words({"task": task}).first, live=False) as progress:
+            done = grid.run_all(chains, runner, jobs, note=progress.note)
+        drawn, images = replicates(runner, list(done))
+        facts = {
+            "schema": SCHEMA,
+            "question": question,
+            "config": resolved.model_dump(),
+            "shares": shares,
+            "seeds": seeds,
+            "margin": margin,
+            "reported_on": reported_on,
+            "versions": runtime.versions(),
+            "hardware": runtime.hardware(resolved.device or "cpu", threads=runtime.cores() // jobs),
+            "jobs": jobs,
+            "task": task,
+        }
+        rows = summarise(found, done, drawn, images=images)
+        result = Study(folder, found, rows, _masks(found, runner, done, Path(data["path"])), facts)
+        save(result, done)
+        return result
 
 
 def _trial(cell: Cell) -> Trial:
