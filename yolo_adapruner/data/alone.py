@@ -66,4 +66,4 @@ def _locked(path: Path, patience: float) -> int | None:
                 ) from None
             time.sleep(_BETWEEN_LOOKS)
         os.close(handle)  # held by another, or the file that was locked is no longer there
-    return None
+    return None  # type: ignore[unreachable]  # Windows
