@@ -76,7 +76,7 @@ def test_images_without_labels_or_rehearsal_are_judged_too() -> None:
 @pytest.mark.parametrize("n", [5, N])
 def test_too_little_to_learn_from_is_refused(n: int) -> None:
     found, _, rehearsed, kinds = planted(7)
-    with pytest.raises(DataError, match="two kinds"):
+    with pytest.raises(DataError, match="2 kinds"):
         judge(found[:n], rehearsed[:n], kinds[:n] if n < N else np.full(N, "shifted"))
 
 

@@ -14,9 +14,11 @@ from ultralytics.models.yolo.classify import ClassificationTrainer
 
 from yolo_adapruner.core import distributed
 from yolo_adapruner.core.floors import CLASS, Groups
+from yolo_adapruner.core.suspicion import Judge
 from yolo_adapruner.data import export, prints
 from yolo_adapruner.engine import classset
-from yolo_adapruner.engine.classloss import CHANNELS, ClassTap, class_channels, fit
+from yolo_adapruner.engine.classloss import CHANNELS, Answer, ClassTap, class_channels, fit, rehearsed_labels
+from yolo_adapruner.engine.judge import CLASSES, FaultJudge
 from yolo_adapruner.engine.owners import Accounts
 from yolo_adapruner.engine.trainer import AdaPruneMixin
 from yolo_adapruner.engine.watch import class_readings
@@ -67,8 +69,12 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         names = [str(self.data["names"][c]) for c in sorted(self.data["names"])]
         return Groups.of(np.arange(len(self.paths)), self._classes, [CLASS] * len(names), names)
 
-    def _judge(self) -> tuple[None, int]:
-        return None, len(self.channels)
+    def _judge(self) -> tuple[Judge | None, int]:
+        if not self.prune_config.judge or self.data["nc"] < 2:
+            return None, len(self.channels)
+        self._others = torch.from_numpy(rehearsed_labels(self._classes, self.data["nc"], self.args.seed))
+        kinds = np.array(CLASSES.kinds * len(self.paths))
+        return FaultJudge(kinds, self.args.seed, self.device, CLASSES), len(self.channels)
 
     def _likeness(self, model: Any) -> tuple[int, None]:
         return 0, None
@@ -92,7 +98,12 @@ class AdaPruneClassificationTrainer(AdaPruneMixin, ClassificationTrainer):
         if self._tap.answer is None:
             return None
         sound = torch.isfinite(self.loss.detach().sum())  # of a loss that is not, every image's gradient is lost
-        return class_channels(self._tap.answer).masked_fill(~sound, torch.nan)
+        readings = class_channels(self._tap.answer)
+        if self._rehearses:
+            others = self._others[self._batch_ids].to(self.device)
+            spoilt = class_channels(Answer(self._tap.answer.logits, others))
+            readings = torch.cat((readings, spoilt), 1)
+        return readings.masked_fill(~sound, torch.nan)
 
     def _watched(self, *, error: bool) -> Tensor | None:
         if self._tap.answer is None:

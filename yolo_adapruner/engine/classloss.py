@@ -115,6 +115,20 @@ def class_channels(answer: Answer) -> Tensor:
     return values.masked_fill(~torch.isfinite(logits).all(1)[:, None], torch.nan)
 
 
+def rehearsed_labels(labels: NDArray[np.integer], classes: int, seed: int) -> NDArray[np.int64]:
+    """Return a wrong label for each image, (N,): any other class with the same probability, one draw for the whole run.
+
+    What a classifier says of an image under a wrong label can be read off the same logits; nothing is trained on it.
+
+    Args:
+        labels: (N,) in [0, `classes`).
+        classes: number of classes, >= 2.
+        seed: decides the draw.
+    """
+    drawn = np.random.default_rng([seed, len(labels), 2]).integers(1, classes, len(labels))
+    return np.asarray((labels + drawn) % classes, np.int64)
+
+
 def fit(readings: NDArray[np.floating]) -> float:
     """Return how well a classifier knows its training set: the mean probability of the label, [0, 1].
 

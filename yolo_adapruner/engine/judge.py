@@ -1,8 +1,9 @@
 """A judge learned from rehearsed faults: which images read like spoilt ones, and like which kind of fault.
 
 A multinomial logistic regression tells the images as they are from the same images under faults planted in memory
-(`rehearse.py`). Some of the images as they are have faults of their own; those that look worst are left out of the
-next fit, so that they do not teach that a fault is right. Nobody's truth is used. Knows arrays only.
+(`rehearse.py`; for a classifier `classloss.rehearsed_labels`). Some of the images as they are have faults of their own;
+those that look worst are left out of the next fit, so that they do not teach that a fault is right. Nobody's truth is
+used. Knows arrays only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
 from yolo_adapruner.core import distributed
+from yolo_adapruner.engine.classloss import CHANNELS
 from yolo_adapruner.engine.faults import FAULTS
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
@@ -29,7 +31,6 @@ from yolo_adapruner.errors import DataError
 FOLDS, ROUNDS, LEFT_OUT, STRENGTH = 5, 3, 0.15, 1.0
 MOST_ROWS = 20_000
 """Images that a fit learns from at most; all are judged."""
-_LOGARITHMIC = ("localisation", "classification", "presence", "missing", "worst presence", "extra", "extras")
 _CLIP = 8.0
 _DECILES = 2.5631031310892007  # distance of the outer deciles of a normal distribution, in standard deviations
 _RIGHT = ""
@@ -38,22 +39,57 @@ _NEVER = -30.0  # log-probability of a kind that a fold has not learned
 Array = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What the readings of an image are.
+
+    Attributes:
+        names: of the columns, in order.
+        logarithmic: those whose logarithms are learned from.
+        counts: those of which log(1 + n) is.
+        first: the column without which an image was not read.
+        kinds: faults that are told apart.
+    """
+
+    names: tuple[str, ...]
+    logarithmic: tuple[str, ...]
+    counts: tuple[str, ...]
+    first: str
+    kinds: tuple[str, ...]
+
+    def at(self, *names: str) -> list[int]:
+        """Return where columns stand."""
+        return [self.names.index(name) for name in names]
+
+
+BOXES = Columns(
+    FEATURES,
+    ("localisation", "classification", "presence", "missing", "worst presence", "extra", "extras"),
+    ("count",),
+    "missing",
+    tuple(FAULTS),
+)
+CLASSES = Columns(CHANNELS, CHANNELS, (), "label", ("swapped",))
+
+
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """What the judge says of N images.
 
     Attributes:
         suspicion: (N,) log odds that the labels are wrong in any rehearsed way.
-        likelihoods: (N, K) log-probability of each kind of `FAULTS` if they are.
+        likelihoods: (N, K) log-probability of each of `kinds` if they are.
+        kinds: the faults that were told apart.
     """
 
     suspicion: Array
     likelihoods: Array
+    kinds: tuple[str, ...] = BOXES.kinds
 
     @property
     def kind(self) -> NDArray[np.str_]:
         """The likeliest kind of fault, whether or not the image is suspect, (N,)."""
-        return np.array(list(FAULTS))[self.likelihoods.argmax(1)]
+        return np.array(self.kinds)[self.likelihoods.argmax(1)]
 
 
 class FaultJudge:
@@ -63,24 +99,29 @@ class FaultJudge:
         rehearsed_kinds: fault each of the N images is rehearsed with.
         seed: deals the images out to folds.
         device: where the group's backend wants its tensors.
+        columns: what is read of an image.
 
     Attributes:
         kinds: the faults it tells apart.
     """
 
-    kinds = tuple(FAULTS)
-
-    def __init__(self, rehearsed_kinds: NDArray[np.str_], seed: int, device: torch.device) -> None:
+    def __init__(
+        self, rehearsed_kinds: NDArray[np.str_], seed: int, device: torch.device, columns: Columns = BOXES
+    ) -> None:
+        self.kinds = columns.kinds
+        self._columns = columns
         self._rehearsed_kinds, self._seed, self._device = rehearsed_kinds, seed, device
 
     def __call__(self, readings: Array, rehearsed: Array, evidence: Array) -> Array | None:
         """Return log odds and kinds; see `core.suspicion.Judge`."""
-        said = np.full((len(readings), 1 + len(FAULTS)), np.nan)
-        seen = np.isfinite(readings[:, FEATURES.index("missing")]) & (evidence > 0)
+        said = np.full((len(readings), 1 + len(self.kinds)), np.nan)
+        seen = np.isfinite(readings[:, self._columns.at(self._columns.first)[0]]) & (evidence > 0)
         if distributed.first():
-            kinds = self._rehearsed_kinds[seen]
+            kinds, weights = self._rehearsed_kinds[seen], evidence[seen]
             try:
-                verdict = judge(readings[seen], rehearsed[seen], kinds, weights=evidence[seen], seed=self._seed)
+                verdict = judge(
+                    readings[seen], rehearsed[seen], kinds, weights=weights, seed=self._seed, columns=self._columns
+                )
                 said[seen] = np.column_stack((verdict.suspicion, verdict.likelihoods))
             except DataError:  # a small set, or a joint stage whose pictures showed too little
                 pass
@@ -95,6 +136,7 @@ def judge(
     *,
     weights: NDArray[np.floating] | None = None,
     seed: int = 0,
+    columns: Columns = BOXES,
 ) -> Verdict:
     """Return what readings say of images, learned from the same images' readings under rehearsed faults.
 
@@ -102,22 +144,24 @@ def judge(
     `MOST_ROWS` that it is not in, by the mean of its 5 models.
 
     Args:
-        readings: (N, 14), columns `rehearse.FEATURES`, means over epochs; NaN where there was nothing to read.
+        readings: (N, R), means over epochs; NaN where there was nothing to read.
         rehearsed: the same under the fault `kinds` of each image; rows of NaN where it could not carry it.
         kinds: (N,) fault each image was rehearsed with.
         weights: (N,) > 0, how much of each image its readings rest on; 1 each if None.
         seed: deals the images out to folds.
+        columns: what the R readings are.
 
     Raises:
         DataError: too few images.
     """
-    ready = np.isfinite(rehearsed[:, FEATURES.index("missing")])
-    if min(len(readings), ready.sum()) < 2 * FOLDS or len(set(kinds[ready])) < 2:
-        raise DataError(f"Expected {2 * FOLDS} images or more and two kinds of rehearsed fault, but got fewer.")
+    ready = np.isfinite(rehearsed[:, columns.at(columns.first)[0]])
+    least = min(2, len(columns.kinds))
+    if min(len(readings), ready.sum()) < 2 * FOLDS or len(set(kinds[ready])) < least:
+        raise DataError(f"Expected {2 * FOLDS} images or more and {least} kinds of rehearsed fault, but got fewer.")
     rests = np.ones(len(readings)) if weights is None else np.asarray(weights, np.float64)
     sample = np.sort(np.random.default_rng([seed, len(readings)]).permutation(len(readings))[:MOST_ROWS])
-    true, wrong = _standardised(readings, readings), _standardised(rehearsed, readings)
-    fit = _Fit(true[sample], wrong[sample], kinds[sample], ready[sample], rests[sample], seed)
+    true, wrong = (_standardised(values, readings, columns) for values in (readings, rehearsed))
+    fit = _Fit(true[sample], wrong[sample], kinds[sample], ready[sample], rests[sample], seed, columns.kinds)
     trusted = np.ones(len(sample), bool)
     for _ in range(ROUNDS - 1):
         found = fit.out_of_fold(trusted)[0][:, 0]
@@ -127,26 +171,24 @@ def judge(
     rest = np.setdiff1d(np.arange(len(true)), sample)
     result[sample] = said
     if len(rest):
-        result[rest] = np.mean([_said(model, true[rest]) for model in models], axis=0)
-    return Verdict(result[:, 0], result[:, 1:])
+        result[rest] = np.mean([_said(model, true[rest], columns.kinds) for model in models], axis=0)
+    return Verdict(result[:, 0], result[:, 1:], columns.kinds)
 
 
-def _standardised(values: NDArray[np.floating], among: NDArray[np.floating]) -> Array:
+def _standardised(values: NDArray[np.floating], among: NDArray[np.floating], columns: Columns) -> Array:
     """Return columns on one scale, median 0 and unit spread among the images as they are, 0 for what was not read."""
-    values, among = _logarithms(values), _logarithms(among)
+    values, among = _logarithms(values, columns), _logarithms(among, columns)
     among[:, np.isnan(among).all(0)] = 0  # nobody was read there: whatever stands in the rehearsal counts for nothing
     low, middle, high = np.nanquantile(among, (0.1, 0.5, 0.9), axis=0)
     scaled = (values - middle) / ((high - low) / _DECILES + 1e-6)
     return np.where(np.isfinite(scaled), scaled, 0.0).clip(-_CLIP, _CLIP)
 
 
-def _logarithms(values: NDArray[np.floating]) -> Array:
+def _logarithms(values: NDArray[np.floating], columns: Columns) -> Array:
     result = np.array(values, np.float64)
-    for name in _LOGARITHMIC:
-        column = FEATURES.index(name)
-        result[:, column] = np.log(np.maximum(result[:, column], 1e-4))
-    count = FEATURES.index("count")
-    result[:, count] = np.log1p(result[:, count])
+    logs, counts = columns.at(*columns.logarithmic), columns.at(*columns.counts)
+    result[:, logs] = np.log(np.maximum(result[:, logs], 1e-4))
+    result[:, counts] = np.log1p(result[:, counts])
     return result
 
 
@@ -160,13 +202,14 @@ class _Fit:
     ready: NDArray[np.bool_]
     weights: Array
     seed: int
+    told_apart: tuple[str, ...]
 
     def out_of_fold(self, trusted: NDArray[np.bool_]) -> tuple[Array, list[object]]:
         """Return log odds and kinds of each image, (n, 1 + K), by the model of its fold, and the models."""
-        result, models = np.empty((len(self.true), 1 + len(FAULTS))), []
+        result, models = np.empty((len(self.true), 1 + len(self.told_apart))), []
         for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(self.true):
             model = self._model(seen[trusted[seen]], seen[self.ready[seen]])
-            result[unseen] = _said(model, self.true[unseen])
+            result[unseen] = _said(model, self.true[unseen], self.told_apart)
             models.append(model)
         return result, models
 
@@ -194,10 +237,10 @@ def _unlogged() -> Iterator[None]:
         yield
 
 
-def _said(model: object, rows: Array) -> Array:
+def _said(model: object, rows: Array, told_apart: tuple[str, ...]) -> Array:
     """Log odds that the labels are wrong, and log-probability of each kind if they are, (n, 1 + K)."""
     logs = dict(zip(model.classes_, model.predict_log_proba(rows).T, strict=True))  # type: ignore[attr-defined]
     right = logs.pop(_RIGHT)
     wrong = logsumexp(list(logs.values()), axis=0)
-    kinds = [logs[kind] - wrong if kind in logs else np.full(len(rows), _NEVER) for kind in FAULTS]
+    kinds = [logs[kind] - wrong if kind in logs else np.full(len(rows), _NEVER) for kind in told_apart]
     return np.column_stack((wrong - right, *kinds))
