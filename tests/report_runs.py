@@ -16,6 +16,7 @@ import numpy as np
 
 from tests.helpers import picture
 from yolo_adapruner.core.floors import BACKGROUND, CLASS, SIZE, Constraints, Groups
+from yolo_adapruner.core.reasons import DRAWN, REASONS
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import explain, export
 from yolo_adapruner.data.export import Outcome
@@ -29,7 +30,6 @@ NAMES = {
     1: "</script><script>window.attacked = 2</script>",
     2: "\"><img src=x onerror='window.attacked = 3'>",
 }
-REASONS = ("label suspect", "duplicate", "easy", "outlier")
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 EPOCHS_JOINT = (4, 5, 6, 7)
 
@@ -138,15 +138,16 @@ def _reasons(paths: list[str], kept: np.ndarray, rng: np.random.Generator) -> di
     reason, kind, detail = np.full(n, "", "U16"), np.full(n, "", "U16"), np.full(n, "", "U300")
     twin, suspicion = np.full(n, -1), np.full(n, np.nan)
     for place, i in enumerate(np.flatnonzero(~kept)):
-        reason[i] = REASONS[place % 4]
-        if place % 4 == 0:
+        reason[i] = REASONS[place % len(REASONS)]
+        if place % len(REASONS) == 0:
             kind[i] = detail[i] = "shifted"
             suspicion[i] = 2.0 + place
-        if place % 4 == 1:
+        if place % len(REASONS) == 1:
             twin[i] = np.flatnonzero(kept)[0]
             detail[i] = export.shown(paths[twin[i]])
     similar = np.where(twin >= 0, 0.97, rng.random(n) / 2)
-    words = {"suspicion": suspicion, "kind": kind, "similarity": similar, "twin": twin}
+    lot = np.where(reason == DRAWN, 0.9, np.nan)
+    words = {"suspicion": suspicion, "kind": kind, "lot": lot, "similarity": similar, "twin": twin}
     return {**words, "reason": reason, "detail": detail}
 
 

@@ -1,4 +1,7 @@
-"""A judge in the pruner: its log odds are the signal, epochs are resumed exactly, and without a word surprise stays."""
+"""A judge in the pruner: its log odds are the signal, epochs are resumed exactly, and without a word surprise stays.
+
+What nothing speaks against goes by lot.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.signal import surprise
-from yolo_adapruner.core.suspicion import Suspicion, softplus
+from yolo_adapruner.core.suspicion import OFTEN, Suspicion, share_of_wrong, softplus
 
 N, READINGS, CHANNELS = 60, 5, 3
 
@@ -30,9 +33,9 @@ class FirstColumn:
         return np.column_stack((odds, np.where(odds > 0, -0.1, -2.0), np.where(odds > 0, -2.0, -0.1)))
 
 
-def pruner_of(judge: FirstColumn | None) -> Pruner:
-    settings = Settings(**PruneConfig(share=0.1, warmup=1, joint=0.5).model_dump())
-    return Pruner(N, CHANNELS, 12, settings, judge=judge, readings=READINGS)
+def pruner_of(judge: FirstColumn | None, **method: object) -> Pruner:
+    config = {"share": 0.1, "warmup": 1, "joint": 0.5, "rest": "rank", **method}
+    return Pruner(N, CHANNELS, 12, Settings(**PruneConfig(**config).model_dump()), judge=judge, readings=READINGS)
 
 
 def run(pruner: Pruner, first: int, last: int, unseen: int = -1) -> None:
@@ -95,3 +98,115 @@ def test_a_judge_s_state_of_another_shape_is_refused() -> None:
 
 def test_softplus_neither_overflows_nor_loses_small_numbers() -> None:
     np.testing.assert_allclose(softplus(np.array([-700.0, 0.0, 5000.0])), [np.exp(-700.0), np.log(2), 5000.0])
+
+
+# The share of wrong labels
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_the_share_of_a_class_is_told_from_log_odds_learned_at_even_frequency(share: float) -> None:
+    rng = np.random.default_rng(0)
+    wrong = rng.random(20_000) < share
+    x = rng.normal(np.where(wrong, 1.0, -1.0), 1.0)
+    log_odds = 2 * x  # what the densities of N(1, 1) and N(-1, 1) say, exactly
+    assert share_of_wrong(log_odds) == pytest.approx(share, abs=0.01)
+
+
+def test_where_nothing_is_known_there_is_no_share_and_where_all_is_clear_it_is_counted() -> None:
+    assert np.isnan(share_of_wrong(np.full(5, np.nan)))
+    assert share_of_wrong(np.array([np.nan, 900.0, -900.0, -900.0, -900.0])) == pytest.approx(0.25)
+    assert 0 < share_of_wrong(np.full(50, -900.0)) < 0.001
+    assert 0.999 < share_of_wrong(np.full(50, 900.0)) < 1
+
+
+def test_even_odds_are_those_that_the_share_puts_there() -> None:
+    told = Suspicion(4, FirstColumn())
+    values = np.zeros((4, READINGS))
+    values[:, 0] = [-3.0, -2.0, -2.5, 3.0]
+    told.learn(values, np.zeros((4, READINGS)), np.ones(4))
+    prior = np.log(told.share / (1 - told.share))
+    np.testing.assert_allclose(told.wrong, softplus(OFTEN * values[:, 0] + prior))
+    assert told.share == pytest.approx(0.25, abs=0.01)
+
+
+# Lots
+
+
+class Known(FirstColumn):
+    """Says what it is given in the first reading, as it is."""
+
+    def __call__(self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray) -> np.ndarray:
+        return np.column_stack((readings[:, 0], np.zeros((len(readings), 2))))
+
+
+WRONG = 30
+"""Of `MANY` samples, the first."""
+MANY = 400
+
+
+def told(method: dict[str, object], seed: int = 0) -> tuple[Pruner, np.ndarray]:
+    """A pruner that has been through its joint stage, and how hard each sample read to its judge."""
+    rng = np.random.default_rng(5)
+    hard = np.where(np.arange(MANY) < WRONG, rng.uniform(3, 6, MANY), rng.uniform(-6, -1, MANY))
+    settings = Settings(**PruneConfig(warmup=1, joint=0.5, **method).model_dump())  # type: ignore[arg-type]
+    pruner = Pruner(MANY, CHANNELS, 16, settings, seed, judge=Known(), readings=READINGS)
+    while pruner.kept is None:
+        pruner.open_epoch()
+        values = rng.lognormal(0, 0.2, (MANY, READINGS))
+        values[:, 0] = hard + rng.normal(0, 0.3, MANY) if pruner.rehearses else values[:, 0]
+        pruner.observe(np.arange(MANY), values[:, : READINGS if pruner.rehearses else CHANNELS], rehearsed=values)
+        pruner.close_epoch(0.5)
+    return pruner, hard
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_suspects_go_and_of_the_others_hard_and_easy_ones_alike(share: float) -> None:
+    pruner, hard = told({"share": share, "rest": "draw"})
+    assert not pruner.kept[:WRONG].any()
+    calm, gone = hard[WRONG:], ~pruner.kept[WRONG:]
+    # The mean hardness of those that went is that of all, within three standard errors of a random choice.
+    error = calm.std() / np.sqrt(gone.sum()) * np.sqrt(1 - gone.mean())
+    assert abs(calm[gone].mean() - calm.mean()) < 3 * error
+    weights = pruner.mask.weights(pruner.settings.s_end)
+    assert ((weights < 0.1) | (weights > 0.9)).mean() > 0.8
+    assert pruner.kept.mean() == pytest.approx(1 - share)
+    assert pruner.mask.kept_share == pytest.approx(1 - share, abs=0.02)
+
+
+def test_ranked_the_hardest_of_the_others_go_first() -> None:
+    pruner, hard = told({"share": 0.3, "rest": "rank"})
+    assert pruner.lots is None
+    assert hard[~pruner.kept].min() > hard[pruner.kept].max() - 1
+    assert hard[WRONG:][~pruner.kept[WRONG:]].mean() > hard[WRONG:].mean() + 1
+
+
+def test_where_suspects_are_more_than_shall_go_the_most_suspect_go() -> None:
+    drawn, hard = told({"share": 0.05, "rest": "draw"})
+    ranked, _ = told({"share": 0.05, "rest": "rank"})
+    assert set(np.flatnonzero(~drawn.kept)) == set(np.flatnonzero(~ranked.kept)) <= set(range(WRONG))
+    assert hard[~drawn.kept].mean() > hard[:WRONG].mean()
+
+
+def test_a_lot_is_a_sample_s_own_for_the_run_and_higher_where_something_speaks_against_it() -> None:
+    first, other = told({"share": 0.5, "rest": "draw"})[0], told({"share": 0.5, "rest": "draw"}, seed=1)[0]
+    lots = first.lots
+    assert lots is not None
+    assert np.isnan(lots[:WRONG]).all()
+    assert ((lots[WRONG:] >= 0) & (lots[WRONG:] <= 1)).all()
+    assert not np.allclose(lots[WRONG:], other.lots[WRONG:])
+    assert (first.kept != other.kept).mean() > 0.2
+    # u^(1 - 2 P): at P = 0 the bare number, at even odds 1.
+    p = 1 - np.exp(-first.suspicion.wrong[WRONG:])
+    np.testing.assert_allclose(lots[WRONG:], first._uniform[WRONG:] ** (1 - 2 * p))
+    gone = WRONG + np.flatnonzero(~first.kept[WRONG:])
+    stayed = np.flatnonzero(first.kept)
+    assert lots[gone].mean() > lots[stayed].mean() + 0.4
+
+
+@pytest.mark.parametrize("judge", [None, FirstColumn(silent=True)], ids=["none", "one that cannot learn"])
+def test_without_a_judge_s_word_no_lots_are_drawn(judge: FirstColumn | None) -> None:
+    runs = [pruner_of(judge, rest=rest) for rest in ("draw", "rank")]
+    for pruner in runs:
+        run(pruner, 0, 7)
+        assert pruner.lots is None
+    np.testing.assert_array_equal(runs[0].mask.logits, runs[1].mask.logits)

@@ -104,10 +104,18 @@ def test_the_manifest_counts_drift_reasons_and_floors(tmp_path):
         "background": [1, 1],
         "boxes": [19, 15],
     }
-    assert manifest["reasons"] == {"label suspect": 0, "duplicate": 0, "easy": 0, "outlier": 4}
+    assert manifest["reasons"] == {"label suspect": 0, "duplicate": 0, "drawn": 0, "easy": 0, "outlier": 4}
     assert sum(manifest["reasons"].values()) == int((~outcome.kept).sum())
     assert manifest["floor"] == {"asked": 0.8, "held": pytest.approx(14 / 18 / 0.8, abs=1e-6)}
     assert manifest["required"] == 0
+    assert "wrong_labels" not in manifest  # nobody judged labels
+
+
+def test_the_manifest_says_how_many_labels_look_wrong(tmp_path):
+    suspicion = np.where(np.arange(N) < 4, 6.0, -6.0)
+    run_folder(tmp_path / "run", constraints_of(), suspicion=suspicion)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["wrong_labels"] == pytest.approx(4 / N, abs=0.001)
 
 
 def test_scores_csv_says_why_each_dropped_image_went(tmp_path):

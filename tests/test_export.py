@@ -37,6 +37,7 @@ COLUMNS = [
     *CHANNELS,
     "suspicion",
     "kind",
+    "lot",
     "epochs_seen",
     "seen",
     "boxes",
@@ -72,6 +73,7 @@ def outcome_of(paths: list[str], share: float = 0.2, seed: int = 0) -> Outcome:
     numbers["localisation"][::5] = np.nan
     columns = {"weight": 1 / (1 + np.exp(-5 * logits)), "logit": logits, **numbers}
     columns |= {"suspicion": rng.normal(size=n), "kind": np.where(rng.random(n) < 0.5, "shifted", "")}
+    columns["lot"] = np.where(rng.random(n) < 0.5, rng.random(n), np.nan)
     columns |= {"epochs_seen": np.full(n, 9), "seen": 9 * rng.random(n), "boxes": rng.integers(0, 9, n)}
     columns |= {"similarity": rng.random(n), "twin": rng.integers(-1, n, n)}
     return Outcome(paths, select_kept(logits, share, seed=seed), columns)

@@ -20,6 +20,15 @@ ROWS = [
     ("suspicion unknown", False, 3.0, NAN, "", -1, "outlier", "", -1),
     ("nothing seen", False, NAN, NAN, "", -1, "outlier", "", -1),
 ]
+DRAWN = [
+    # name, kept, signal, suspicion, twin, lot; reason
+    ("kept says nothing", True, 1.0, -5.0, -1, 0.9, ""),
+    ("easy, and drawn", False, 1.0, -5.0, -1, 0.9, "drawn"),
+    ("hard, and drawn", False, 9.0, -1.0, -1, 0.0, "drawn"),
+    ("a lot makes no label right", False, 9.0, 0.1, -1, 0.9, "label suspect"),
+    ("duplicate before drawn", False, 1.0, -5.0, 0, 0.9, "duplicate"),
+    ("no lot: by its signal", False, 1.0, -5.0, -1, NAN, "easy"),
+]
 
 
 @pytest.mark.parametrize("row", [c[1:] for c in ROWS], ids=[c[0] for c in ROWS])
@@ -34,6 +43,19 @@ def test_a_reason_by_hand(row):
     reasons, kinds, twins = explain(np.array([True, True, True, True, kept]), evidence)
     assert [reasons[-1], kinds[-1], twins[-1]] == expected
     assert reasons[:-1].tolist() == [""] * 4
+
+
+@pytest.mark.parametrize("row", [c[1:] for c in DRAWN], ids=[c[0] for c in DRAWN])
+def test_what_nothing_speaks_against_was_drawn(row):
+    kept, signal, suspicion, twin, lot, expected = row
+    evidence = Evidence(
+        np.array([1.0, 2.0, 3.0, 2.0, signal]),
+        np.array([-9.0, -9.0, -9.0, -9.0, suspicion]),
+        np.full(5, ""),
+        np.array([-1, -1, -1, -1, twin]),
+        np.array([0.5, 0.5, 0.5, 0.5, lot]),
+    )
+    assert explain(np.array([True, True, True, True, kept]), evidence)[0].tolist() == ["", "", "", "", expected]
 
 
 def test_every_dropped_sample_has_a_reason_with_nothing_but_a_signal():

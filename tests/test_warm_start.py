@@ -40,6 +40,13 @@ def test_the_cut_for_the_share_becomes_neutral(old, share, rates, wanted):
     np.testing.assert_allclose(start_logits(np.array(old, float), share, rates=rates), wanted)
 
 
+def test_a_lot_is_no_evidence_and_is_not_carried():
+    old, lots = np.array([-9.0, -3.0, 2.0, np.nan]), np.array([np.nan, 0.9, 0.1, 0.5])
+    assert start_logits(old, 0.3, rates=(1, 1), lots=lots)[:3].tolist() == [-3.0, 0.0, 0.0]
+    assert np.isnan(start_logits(old, 0.3, rates=(1, 1), lots=lots)[3])
+    np.testing.assert_array_equal(start_logits(old, 0.3, rates=(1, 1)), [-3.0, 3.0, 8.0, np.nan])
+
+
 def test_a_pruner_adds_them_to_its_start_and_new_samples_stay_there():
     settings = Settings(**PruneConfig(share=0.5, warmup=0).model_dump())
     pruner = Pruner(3, 4, 5, settings)
@@ -274,6 +281,11 @@ def said_start(caplog) -> str:
     return line
 
 
+def carried(outcome, share: float, rates: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """What an earlier run's outcome adds to a start."""
+    return start_logits(outcome.columns["logit"], share, rates=rates, lots=outcome.columns["lot"])
+
+
 def watch(patch) -> list[np.ndarray]:
     """Note the logits that each pruner begins with."""
     seen = []
@@ -322,12 +334,12 @@ def test_a_new_run_begins_with_the_old_ones_logits_by_image(old, place, tmp_path
     assert new["start"] == counts
 
     before = read(base)[1]
-    old_logits = dict(zip(before.paths, start_logits(before.columns["logit"], 0.25, rates=(0.5, 0.5)), strict=True))
+    old_logits = dict(zip(before.paths, carried(before, 0.25), strict=True))
     came_from = {str(folder / "deeper" / files[0].name): files[0], str(folder / "zz renamed.png"): files[1]}
     fresh = {str(files[3]), str(files[4]), str(folder / "new0.png"), str(folder / "new1.png")}
     wanted = [1.0 + (0 if p in fresh else old_logits[str(came_from.get(p, p))]) for p in outcome.paths]
     np.testing.assert_allclose(begun[0], wanted)
-    assert len(set(begun[0].round(6))) > 10, "the old run told its images apart"
+    assert len(set(begun[0].round(6))) > 5, "the old run told its images apart"
 
 
 @pytest.mark.slow
@@ -337,8 +349,7 @@ def test_from_python_with_other_share_rate_and_stages(old, monkeypatch, caplog):
     result = prune("run.yaml", start=old, name="python", **settings)
     assert result.kept == 12
     assert "24 images carried over (0 by content), 0 new (0 changed), 0 gone" in said_start(caplog)
-    logits = read(old)[1].columns["logit"]
-    np.testing.assert_allclose(begun[0], 1 + start_logits(logits, 0.5, rates=(0.5, 1.0)))
+    np.testing.assert_allclose(begun[0], 1 + carried(read(old)[1], 0.5, rates=(0.5, 1.0)))
 
 
 @pytest.mark.slow
@@ -460,6 +471,6 @@ def test_two_processes_both_begin_with_the_old_logits(tmp_path, monkeypatch):
     result = train("TwoOnCpu", tmp_path, "two", monkeypatch, prune=method, epochs=4, start=str(base.folder))
     manifest, _ = read(result.folder)
     assert (manifest["start"]["carried"], manifest["start"]["new"]) == (25, 0)
-    wanted = 1 + start_logits(read(base.folder)[1].columns["logit"], 0.2, rates=(0.5, 0.5))
+    wanted = 1 + carried(read(base.folder)[1], 0.2)
     for rank in (0, 1):
         np.testing.assert_allclose(notes(tmp_path, "two", rank)["00"]["logits"], wanted)

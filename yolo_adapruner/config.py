@@ -49,7 +49,7 @@ class PruneConfig(BaseModel):
     warmup_max: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "auto",
         description="Longest auto warm-up, as a share of the epochs; auto goes by the share to prune: 0.55 up to 0.1, "
-        "0.2 at 0.3, 0.15 from 0.5 on, straight lines between.",
+        "0.35 from 0.3 on, a straight line between.",
     )
     joint: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "auto",
@@ -92,6 +92,11 @@ class PruneConfig(BaseModel):
         ge=0,
         description="Nats that a copy of an image that stays is judged harder by; 2 puts it beside a label that is "
         "wrong with P = 0.86, 20 before all labels. 0 compares no images with each other.",
+    )
+    rest: Literal["draw", "rank"] = Field(
+        "draw",
+        description="How images go that nothing speaks against, where more are to go than suspects and copies: draw, "
+        "by lot; rank, by how hard they are, as the paper does. Without a judge always rank.",
     )
     terms: list[Literal["task", "selection", "neutral", "compression"]] = Field(
         ["task", "selection", "neutral", "compression"],

@@ -28,14 +28,17 @@ from yolo_adapruner.core.selection import cut, ranked, select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion
 
+DRAW, RANK = "draw", "rank"
+"""How samples go that nothing speaks against: each by its lot, or by what the objective makes of its signal."""
 TASK, SELECTION, NEUTRAL, COMPRESSION = "task", "selection", "neutral", "compression"
 TERMS = (TASK, SELECTION, NEUTRAL, COMPRESSION)
 """The objective's terms, sum_i y_i (l_i - log l_i - neutral) + N lambda (kept - target)^2, in this order."""
-SHARES, LONGEST_WARMUP, JOINT = (0.1, 0.3, 0.5), (0.55, 0.2, 0.15), (0.3, 0.2, 0.2)
-"""Auto lengths of warm-up, at most, and joint stage at three shares that go, as parts of the epochs.
+SHARES, LONGEST_WARMUP, JOINT = (0.1, 0.3), (0.55, 0.35), (0.3, 0.2)
+"""Auto lengths of warm-up, at most, and joint stage at two shares that go, as parts of the epochs.
 
-Where a tenth goes, the ranking is as good as the few images at its end, and good rankings take time. Where half goes, a
-wrong label has to be in the lower half, and each further epoch on everything is time that pruning does not save.
+Where a tenth goes, the ranking is as good as the few images at its end, and good rankings take time. Where more goes,
+wrong labels have to be told from right ones all the same, or good hard images go in their place; but each further epoch
+on everything is time that pruning does not save.
 """
 SURE = 0.8
 """Part of the share that goes, from the lowest logit up, about which the mask is sure: the rest is near the cut."""
@@ -43,8 +46,14 @@ DECIDED = 3
 """Joint epochs in a row that settle a decision."""
 CHECKED = 0.1
 """Part of the decided samples that an epoch trains on all the same."""
+EVEN = math.log(2)
+"""-log P(the labels are right), nats, of a sample whose labels are as likely wrong as right."""
+SPREAD = 10.0
+"""Pressure between the highest lot and the lowest: enough for weights near 0 and 1 to both sides of the cut."""
 SAME = 0.95
 """Part of the dropped samples in common from which on two epochs' cuts count as the same."""
+
+_LOTS = 0x107  # lots are drawn from numbers of their own
 
 
 class Stage(IntEnum):
@@ -84,6 +93,7 @@ class Settings:
     keep: str | None
     judge: bool = True
     redundancy: float = 0.0
+    rest: Literal["draw", "rank"] = "rank"
     terms: Sequence[str] = TERMS
     dynamic: bool = False
     dynamic_share: float = 0.45
@@ -174,6 +184,8 @@ class Pruner:
         self.suspicion = Suspicion(n, judge)
         self.appearance = Appearance(n, features, layout) if features and settings.redundancy else None
         self.redundancy = Redundancy(n)
+        draws = settings.rest == DRAW and judge is not None
+        self._uniform = np.random.default_rng([seed, n, _LOTS]).random(n) if draws else None
         self.mask = Mask(n)
         self.moments = RunningMoments(n, channels + 1)
         self.signal: NDArray[np.float64] = np.full(n, np.nan)
@@ -365,7 +377,7 @@ class Pruner:
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         suspected = self.suspicion.signal
         self.signal = self._surprise_so_far() if suspected is None else suspected
-        f = self._pressure(self.signal + self._redundant())
+        f = self._pressure(self._redundant())
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         game, share = self._in_the_game()
@@ -400,11 +412,33 @@ class Pruner:
         if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
 
-    def _pressure(self, signal: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the objective's terms of a sample alone weigh it by, (N,), NaN where nothing is known of one."""
-        terms = self.settings.terms
-        loss = sample_loss(signal, self.settings.tau)
-        return pressure(loss, task=TASK in terms, selection=SELECTION in terms)
+    def _pressure(self, redundant: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
+        """What the objective weighs each sample by besides the compression term, (N,), NaN where nothing is known.
+
+        Args:
+            redundant: what each is judged harder by, (N,) nats >= 0.
+        """
+        terms = {"task": TASK in self.settings.terms, "selection": SELECTION in self.settings.terms}
+        lots = self.lots
+        if lots is None:
+            return pressure(sample_loss(self.signal + redundant, self.settings.tau), **terms)
+        # Up to even odds the signal says how hard a sample is, not that it is wrong: there all weigh 1, less their lot.
+        nats = np.maximum(self.suspicion.wrong, EVEN) + redundant
+        return pressure(nats / EVEN, **terms) - np.where(np.isnan(lots), 0.0, SPREAD * (1 - lots))
+
+    @property
+    def lots(self) -> NDArray[np.float64] | None:
+        """The lot of each sample whose labels are likelier right than wrong, (N,) in [0, 1], the highest go first.
+
+        Each has one number u for the whole run, uniform on [0, 1), and u^(1 - 2 P) for its lot, P being how probable it
+        is that its labels are wrong: at even odds it goes before all others. NaN for those beyond. None where no lots
+        are drawn: by the settings, or because nobody judged labels.
+        """
+        if self._uniform is None:
+            return None
+        odds_left = 2 * np.exp(-self.suspicion.wrong) - 1  # 1 - 2 P
+        calm = odds_left >= 0
+        return np.where(calm, self._uniform ** np.where(calm, odds_left, 1), np.nan) if calm.any() else None
 
     def _surprise_so_far(self) -> NDArray[np.float64]:
         """The surprise of each sample's mean channels over the joint epochs, (N,)."""
@@ -429,7 +463,7 @@ class Pruner:
         """What each sample is judged harder by for being there already, (N,) nats, or 0 for all."""
         if self.appearance is None:
             return 0.0
-        own = self._pressure(self.signal)
+        own = self._pressure()
         seen = own[np.isfinite(own)]
         # What each would weigh at the end by its own evidence: what goes for its labels cannot stand in for a copy.
         alone = Mask(self.n)

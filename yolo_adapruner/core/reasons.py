@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.core.signal import channel_surprise
 
-SUSPECT, DUPLICATE, EASY, OUTLIER = "label suspect", "duplicate", "easy", "outlier"
-REASONS = (SUSPECT, DUPLICATE, EASY, OUTLIER)
+SUSPECT, DUPLICATE, DRAWN, EASY, OUTLIER = "label suspect", "duplicate", "drawn", "easy", "outlier"
+REASONS = (SUSPECT, DUPLICATE, DRAWN, EASY, OUTLIER)
 KINDS = {"localisation": "shifted", "classification": "swapped", "presence": "spurious", "missing": "missing"}
 """The fault that each channel speaks of when it is the loudest."""
 _LEAST = 1e-6
@@ -29,12 +29,14 @@ class Evidence:
         suspicion: log odds that its labels are wrong, NaN unknown; None where nobody judged labels.
         kind: the likeliest kind of fault, "" unknown; with `suspicion`.
         twin: the sample it is a duplicate of, -1 none; None where nobody looked for any.
+        lot: what it was ranked by for want of anything against it, NaN for others; None where no lots were drawn.
     """
 
     signal: NDArray[np.floating]
     suspicion: NDArray[np.floating] | None = None
     kind: NDArray[np.str_] | None = None
     twin: NDArray[np.integer] | None = None
+    lot: NDArray[np.floating] | None = None
 
 
 def explain(
@@ -47,9 +49,10 @@ def explain(
     1. *label suspect*: the suspicion is above 0, so that its labels are likelier wrong than right. Whether it has a
        twin does not matter then: a wrong label is one wherever it stands.
     2. *duplicate*: it has a twin that was kept, or that has one in turn.
-    3. *easy*: its signal is at or below the median. Half of the set at least is harder, and what its classes keep
+    3. *drawn*: nothing spoke against it, more had to go, and it drew a high lot.
+    4. *easy*: its signal is at or below the median. Half of the set at least is harder, and what its classes keep
        is for the floors to see to: nothing it shows is lost with it.
-    4. *outlier*: harder than most, and nothing says that its labels are to blame; or nothing was ever seen of it.
+    5. *outlier*: harder than most, and nothing says that its labels are to blame; or nothing was ever seen of it.
 
     Args:
         kept: (N,) bool.
@@ -63,8 +66,9 @@ def explain(
     median = np.median(signal[seen]) if seen.any() else np.inf
     twin = kept_twin(kept, evidence.twin)
     doubted = np.full(len(kept), -np.inf) if evidence.suspicion is None else np.nan_to_num(evidence.suspicion, nan=-1)
+    drawn = np.zeros(len(kept), bool) if evidence.lot is None else np.isfinite(evidence.lot)
     reason = np.select(
-        [kept, doubted > 0, twin >= 0, seen & (signal <= median)], ["", SUSPECT, DUPLICATE, EASY], OUTLIER
+        [kept, doubted > 0, twin >= 0, drawn, seen & (signal <= median)], ["", SUSPECT, DUPLICATE, DRAWN, EASY], OUTLIER
     )
     kind = np.full(len(kept), "") if evidence.kind is None else np.asarray(evidence.kind)
     return reason, np.where(reason == SUSPECT, kind, ""), np.where(reason == DUPLICATE, twin, -1)

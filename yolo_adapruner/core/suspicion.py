@@ -7,11 +7,22 @@ learns is the judge's own business; this module knows no learner, no detector an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+OFTEN = 1.5
+"""What the mean of several epochs' log odds counts by beside the prior.
+
+The fits are held back by their penalty, and what epochs agree on is surer than their mean. With 1 the share of wrong
+labels comes out too low, with 2 too high (`docs/results/rest.md`).
+"""
+_ROUNDS, _RAREST = 500, 1e-4
+_ASKED = 20_000
+"""Samples that the share of wrong labels is estimated from at most."""
 
 
 class Judge(Protocol):
@@ -48,6 +59,7 @@ class Suspicion:
         self.judge = judge
         self._sum = np.zeros((n, 1 + len(judge.kinds) if judge is not None else 0))
         self._weight = np.zeros(n)
+        self._share: float | None = None  # not worked out since it last learned
 
     def learn(
         self, readings: NDArray[np.float64], rehearsed: NDArray[np.float64], evidence: NDArray[np.float64]
@@ -63,12 +75,30 @@ class Suspicion:
         weight = np.where(known, evidence, 0)
         self._sum += np.where(known[:, None], said, 0) * weight[:, None]
         self._weight += weight
+        self._share = None
         return softplus(np.where(known, said[:, 0], np.nan))
 
     @property
     def log_odds(self) -> NDArray[np.float64]:
         """Log odds that a sample's labels are wrong, (N,); NaN where nothing is known."""
         return self._means()[:, 0] if self._sum.shape[1] else np.full(len(self._weight), np.nan)
+
+    @property
+    def share(self) -> float:
+        """The share of samples with wrong labels as this set shows it, (0, 1); NaN where nothing is known."""
+        if self._share is None:
+            self._share = share_of_wrong(OFTEN * self.log_odds)
+        return self._share
+
+    @property
+    def wrong(self) -> NDArray[np.float64]:
+        """-log P(the labels are right), (N,) nats >= 0, with wrong labels as frequent as `share`; NaN unknown.
+
+        log 2 is even odds. `log_odds`, and `signal` with them, take wrong and right for equally likely, as in the
+        rehearsal; a set is rarely half wrong.
+        """
+        share = self.share
+        return softplus(OFTEN * self.log_odds + math.log(share / (1 - share)))
 
     @property
     def kind(self) -> NDArray[np.str_]:
@@ -101,6 +131,28 @@ class Suspicion:
         if found.shape != self._sum.shape:
             raise ValueError(f"Expected a judge's state of shape {self._sum.shape}, but got {found.shape}.")
         self._sum, self._weight = found, np.array(state["weight"], np.float64)
+        self._share = None
+
+
+def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
+    """Return how frequent a class is, by log odds for it that were learned where both were equally frequent, (0, 1).
+
+    Expectation maximisation over the samples themselves (Saerens, Latinne and Decaestecker 2002, Neural Computation
+    14, equation 2.4): the share that is the mean of the probabilities it leads to.
+
+    Args:
+        log_odds: (N,), NaN unknown; NaN is returned where all are.
+    """
+    known = log_odds[np.isfinite(log_odds)]
+    known = known[:: -(-len(known) // _ASKED)] if len(known) else known
+    share = 0.5 if len(known) else math.nan
+    for _ in range(_ROUNDS if len(known) else 0):
+        # tanh does not overflow where exp would.
+        found = float(0.5 * (1 + np.tanh(0.5 * (known + math.log(share / (1 - share)))).mean()))
+        before, share = share, min(max(found, _RAREST), 1 - _RAREST)
+        if abs(share - before) < _RAREST * share:
+            break
+    return share
 
 
 def softplus(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from yolo_adapruner.core.drift import drift
 from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.reasons import KINDS, REASONS, SUSPECT, Evidence, explain, suspicion_of_channels
+from yolo_adapruner.core.suspicion import OFTEN, share_of_wrong
 
 if TYPE_CHECKING:
     from yolo_adapruner.data.export import Outcome
@@ -49,7 +50,7 @@ def evidence(columns: Mapping[str, NDArray[Any]], n: int) -> Evidence:
     channels = [name for name in KINDS if name in columns]
     if not judged(columns) and channels:
         suspicion, kind = suspicion_of_channels(np.column_stack([columns[name] for name in channels]), channels)
-    return Evidence(signal, suspicion, kind, columns.get("twin"))
+    return Evidence(signal, suspicion, kind, columns.get("twin"), columns.get("lot"))
 
 
 def judged(columns: Mapping[str, NDArray[Any]]) -> bool:
@@ -61,7 +62,8 @@ def facts(outcome: Outcome, share: float, floor: float) -> dict[str, Any]:
     """Return what the manifest says of a selection.
 
     Returns:
-        reasons: how many dropped images have each reason, and by `kinds` the label suspects of each kind. Of a set
+        reasons: how many dropped images have each reason, and by `kinds` the label suspects of each kind. Where a judge
+        learned, wrong_labels: the share of all images that it takes for wrongly labelled, [0, 1]. Of a set
         whose labels are known also: drift: counts [all, kept], see `core.drift`; floor: asked and held; required:
         number of images that had to stay.
     """
@@ -72,6 +74,8 @@ def facts(outcome: Outcome, share: float, floor: float) -> dict[str, Any]:
         kinds = Counter(columns["detail"][suspects].tolist())
         said["reasons"] = {name: reasons[name] for name in REASONS}
         said["kinds"] = {name: n for name, n in sorted(kinds.items()) if name}
+    if judged(columns):
+        said["wrong_labels"] = round(share_of_wrong(OFTEN * columns["suspicion"]), 4)
     if constraints.groups is not None:
         said["drift"] = drift(constraints.groups, outcome.kept)
         said["floor"] = {"asked": floor, "held": round(constraints.held(outcome.kept, share), 6)}

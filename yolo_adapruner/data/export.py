@@ -52,6 +52,8 @@ class Outcome:
               image gives none.
             - suspicion: log odds that the labels are wrong, NaN unknown; kind: the likeliest kind of fault, whether or
               not the image is suspect, "" unknown.
+            - lot: of an image that nothing speaks against, [0, 1], what it is ranked by, the highest go first; NaN for
+              suspects, and for all where none were drawn.
             - epochs_seen: joint epochs that saw the image.
             - seen: what it was judged on in them, in whole views of it; a part, mixed with other images, counts by its
               area. A score from less than one view rests on little.
@@ -94,6 +96,7 @@ class Outcome:
             nan = np.full(n, np.nan)
             names = ("logit", "signal", "signal_mean", "signal_spread", *channels)
             columns = {"weight": np.ones(n), **dict.fromkeys(names, nan), "suspicion": nan, "kind": np.full(n, "")}
+            columns["lot"] = nan
             kept, epochs, seen = np.ones(n, bool), np.zeros(n, np.int64), np.zeros(n)
             likeness = {"similarity": nan, "twin": np.full(n, -1)}
         else:
@@ -109,6 +112,7 @@ class Outcome:
                 **{name: mean[:, i] for i, name in enumerate(channels)},
                 "suspicion": pruner.suspicion.log_odds,
                 "kind": pruner.suspicion.kind,
+                "lot": np.full(n, np.nan) if pruner.lots is None else pruner.lots,
             }
             kept, epochs, seen = pruner.kept, pruner.moments.count[:, -1].astype(np.int64), pruner.seen
             likeness = {"similarity": pruner.redundancy.similarity, "twin": pruner.redundancy.twin}

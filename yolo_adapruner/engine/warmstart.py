@@ -23,7 +23,7 @@ from yolo_adapruner.engine import dataset as images
 from yolo_adapruner.engine import runtime, state
 from yolo_adapruner.errors import RunError
 
-_JUDGED_BY = ("tau", "clip", "terms", "judge", "redundancy")
+_JUDGED_BY = ("tau", "clip", "terms", "judge", "redundancy", "rest")
 """Settings behind a logit's meaning; others change when and how far the mask moves, which can be allowed for."""
 
 
@@ -105,7 +105,8 @@ def carry(
     held = prints.read(run, len(outcome.paths))
     found = prints.match(paths, labels, outcome.paths, held, runtime.cores())
     rates = (float(manifest["prune"].get("rate", config.rate)), config.rate)
-    old = start_logits(outcome.columns["logit"], config.share, rates=rates)
+    columns = outcome.columns
+    old = start_logits(columns["logit"], config.share, rates=rates, lots=columns.get("lot"))
     views = np.asarray(outcome.columns.get("seen", np.ones(len(old))), np.float64)
     logits = np.where(found.rows >= 0, old[found.rows], np.nan)
     known = np.isfinite(logits)

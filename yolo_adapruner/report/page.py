@@ -114,6 +114,7 @@ def _facts(found: Run) -> list[tuple[str, str]]:
         ("epochs", trained.get("epochs")),
         ("image size", trained.get("imgsz") and f"{trained['imgsz']} px"),
         ("seed", manifest.get("seed")),
+        ("labels that look wrong", _wrong_labels(manifest)),
         ("took", manifest.get("seconds") and f"{manifest['seconds'] / 60:.1f} min"),
         ("validation", metric is not None and f"{100 * metric:.1f} (it chose this checkpoint, so it is no result)"),
     ]
@@ -123,6 +124,12 @@ def _facts(found: Run) -> list[tuple[str, str]]:
 def _reasons(manifest: Mapping[str, Any]) -> str:
     """How many images were dropped for each reason, in words; "" where no reason is known."""
     return ", ".join(f"{n:,} {name}" for name, n in manifest.get("reasons", {}).items() if n)
+
+
+def _wrong_labels(manifest: Mapping[str, Any]) -> str | None:
+    """The share of images whose labels look wrong, in words; None where no judge learned."""
+    share = manifest.get("wrong_labels")
+    return None if share is None else f"of about {share:.1%} of the images" if share >= 0.001 else "hardly any"
 
 
 def _commands(found: Run) -> list[str]:

@@ -29,12 +29,13 @@
   const TITLES = {
     weight: "weight at the end", logit: "score", signal: "signal", signal_mean: "signal, mean of epochs",
     signal_spread: "signal, spread of epochs", epochs_seen: "joint epochs seen", seen: "whole views seen",
-    similarity: "similarity to the nearest image",
+    similarity: "similarity to the nearest image", lot: "lot, the highest go first",
   };
-  const SUSPECT = "label suspect", DUPLICATE = "duplicate", EASY = "easy", OUTLIER = "outlier";  // core/reasons.py
+  const SUSPECT = "label suspect", DUPLICATE = "duplicate", DRAWN = "drawn", EASY = "easy", OUTLIER = "outlier";  // core/reasons.py
   const MEANINGS = {
     [SUSPECT]: "Their labels are likelier wrong than right.",
     [DUPLICATE]: "An image that was kept shows the same.",
+    [DRAWN]: "Nothing speaks against them. More images had to go than were suspect or there twice, and the lot fell on these.",
     [EASY]: "They had little left to teach: at least half of the set has a higher signal.",
     [OUTLIER]: "Harder than most, and nothing says that their labels are to blame.",
   };
@@ -348,6 +349,7 @@
       return `Label suspect${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `; most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}.`;
     if (said === DUPLICATE)
       return `Duplicate of ${data.twins[n] ? file(data.twins[n]) : "another image"}, which was kept${alike === null ? "" : `: the nearest image shows the same with P\u00a0${equals(probability(alike))}`}.`;
+    if (said === DRAWN) return "Drawn by lot: nothing speaks against it, but more images had to go than were suspect or there twice.";
     if (said === EASY) return `Easy: its signal of ${brief(signal)} nats is not above${median}.`;
     if (said === OUTLIER)
       return signal === null ? "Outlier: nothing was ever seen of it."
