@@ -28,8 +28,8 @@ from yolo_adapruner.core.selection import cut, ranked, select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion
 
-DRAW, RANK = "draw", "rank"
-"""How samples go that nothing speaks against: each by its lot, or by what the objective makes of its signal."""
+DRAW = "draw"
+"""Samples that nothing speaks against go each by its lot; otherwise by what the objective makes of their signal."""
 TASK, SELECTION, NEUTRAL, COMPRESSION = "task", "selection", "neutral", "compression"
 TERMS = (TASK, SELECTION, NEUTRAL, COMPRESSION)
 """The objective's terms, sum_i y_i (l_i - log l_i - neutral) + N lambda (kept - target)^2, in this order."""
@@ -419,11 +419,12 @@ class Pruner:
             redundant: what each is judged harder by, (N,) nats >= 0.
         """
         terms = {"task": TASK in self.settings.terms, "selection": SELECTION in self.settings.terms}
-        lots = self.lots
-        if lots is None:
+        wrong = None if self._uniform is None else self.suspicion.wrong
+        lots = None if wrong is None else self._lots(wrong)
+        if wrong is None or lots is None:
             return pressure(sample_loss(self.signal + redundant, self.settings.tau), **terms)
         # Up to even odds the signal says how hard a sample is, not that it is wrong: there all weigh 1, less their lot.
-        nats = np.maximum(self.suspicion.wrong, EVEN) + redundant
+        nats = np.maximum(wrong, EVEN) + redundant
         return pressure(nats / EVEN, **terms) - np.where(np.isnan(lots), 0.0, SPREAD * (1 - lots))
 
     @property
@@ -434,9 +435,12 @@ class Pruner:
         is that its labels are wrong: at even odds it goes before all others. NaN for those beyond. None where no lots
         are drawn: by the settings, or because nobody judged labels.
         """
-        if self._uniform is None:
-            return None
-        odds_left = 2 * np.exp(-self.suspicion.wrong) - 1  # 1 - 2 P
+        return None if self._uniform is None else self._lots(self.suspicion.wrong)
+
+    def _lots(self, wrong: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """The same, by `suspicion.wrong`, (N,) nats; None where no labels are likelier right than wrong."""
+        assert self._uniform is not None
+        odds_left = 2 * np.exp(-wrong) - 1  # 1 - 2 P
         calm = odds_left >= 0
         return np.where(calm, self._uniform ** np.where(calm, odds_left, 1), np.nan) if calm.any() else None
 
