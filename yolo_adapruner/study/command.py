@@ -1,12 +1,14 @@
-"""How a study's command ends: with its work done, or with one line that says what was wrong. Knows no study."""
+"""How a study's command ends, with its work done or one line of what was wrong, and writes a file. Knows no study."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.errors import AdaPrunerError
 
 
@@ -29,3 +31,9 @@ def one_line(work: Callable[[Sequence[str] | None], None]) -> Main:
         return 0
 
     return main
+
+
+def write(path: Path, text: str) -> None:
+    """Put a text and a line's end in a file's place, whole or not at all."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

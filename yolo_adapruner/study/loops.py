@@ -26,9 +26,8 @@ import torch
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.selection import random_kept
-from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.study import loopruns, loopsets
-from yolo_adapruner.study.command import one_line
+from yolo_adapruner.study.command import one_line, write
 from yolo_adapruner.study.interval import Difference, paired
 from yolo_adapruner.study.loopruns import Recipe
 from yolo_adapruner.study.planted import auroc
@@ -90,14 +89,9 @@ def study(names: Sequence[str], seeds: Sequence[int], path: Path, say: Callable[
         arms = cell(name, noise, seed)
         seconds = round(time.perf_counter() - start, 1)
         found["cells"].append({"set": name, "noise": noise, "seed": seed, "seconds": seconds, "arms": arms})
-        _write(path, json.dumps(_without_nan(found), indent=1))
+        write(path, json.dumps(_without_nan(found), indent=1))
         say(f"{name}, {noise:.0%} planted, seed {seed}: {seconds:.0f} s")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    with replace_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _without_nan(value: Any) -> Any:
@@ -177,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     tables = report(study(args.sets, args.seeds, args.out.with_suffix(".json"), lambda line: print(line, flush=True)))
     print(tables)
-    _write(args.out.with_suffix(".md"), tables)
+    write(args.out.with_suffix(".md"), tables)
 
 
 if __name__ == "__main__":

@@ -35,10 +35,9 @@ from torch.nn import functional
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings
 from yolo_adapruner.core.selection import drop_count, random_kept
-from yolo_adapruner.data.export import replace_file
 from yolo_adapruner.engine.classloss import CHANNELS, Answer, class_channels, fit, rehearsed_labels
 from yolo_adapruner.engine.judge import CLASSES, FaultJudge
-from yolo_adapruner.study.command import one_line
+from yolo_adapruner.study.command import one_line, write
 from yolo_adapruner.study.interval import paired
 
 TRAIN, VAL, CLASSES_OF_SET = 500, 200, 10
@@ -211,14 +210,9 @@ def study(seeds: Sequence[int], path: Path, say: Callable[[str], None] = print) 
         arms = cell(noise, seed)
         seconds = round(time.perf_counter() - start, 1)
         found["cells"].append({"noise": noise, "seed": seed, "seconds": seconds, "arms": arms})
-        _write(path, json.dumps(found, indent=1))
+        write(path, json.dumps(found, indent=1))
         say(f"{noise:.0%} planted, seed {seed}: {seconds:.0f} s")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    with replace_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
@@ -283,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     tables = report(study(args.seeds, args.out.with_suffix(".json"), lambda line: print(line, flush=True)))
     print(tables)
-    _write(args.out.with_suffix(".md"), tables)
+    write(args.out.with_suffix(".md"), tables)
 
 
 if __name__ == "__main__":
