@@ -128,6 +128,30 @@ def test_the_judge_of_rehearsed_faults_joins_where_there_was_a_rehearsal(
     assert "| judge of rehearsed faults | " in table([load(plain), rec])
 
 
+def test_by_epoch_the_judge_s_doubt_falls_as_faults_begin_to_show(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(2)
+    named = np.array(["shifted", "swapped"])[np.arange(N) % 2]
+    features, rehearsed = rng.lognormal(0, 0.3, (2, EPOCHS, N, len(FEATURES))).astype(np.float32)
+    kinds = np.array(["shifted"] * EACH + ["swapped"] * EACH + ["clean"] * (N - 2 * EACH))
+    for epoch, factor in enumerate((1, 1, 2, 8)):  # what a fault does to its reading
+        for kind, reading in (("shifted", "localisation"), ("swapped", "classification")):
+            features[epoch, kinds == kind, FEATURES.index(reading)] *= factor
+            rehearsed[epoch, named == kind, FEATURES.index(reading)] *= factor
+    spoilt = {"features": features, "rehearsed": rehearsed, "rehearsed_kind": named}
+    file = write_recording(tmp_path / "a.npz", kind=kinds, **spoilt)
+    assert main([str(file), "--by-epoch"]) == 0
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+    doubt, told = [float(row[1]) for row in rows], [float(row[2]) for row in rows]
+    assert min(doubt[:2]) > 0.35 > doubt[3]
+    assert max(told[:2]) < 0.85 < told[3]
+    assert rows[3][4] == "40.0"
+    assert main([str(recording), "--by-epoch"]) == 2
+    assert "rehearsed faults, but" in capsys.readouterr().err
+
+
 def test_copies_take_no_part_in_the_figures(tmp_path: Path) -> None:
     with np.load(write_recording(tmp_path / "a.npz")) as found:
         kinds = found["kind"].copy()

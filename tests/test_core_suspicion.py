@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from yolo_adapruner.config import PruneConfig
-from yolo_adapruner.core.pruner import Pruner, Settings, Stage
+from yolo_adapruner.core.pruner import Pruner, Settings, Stage, stalled
 from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.core.suspicion import OFTEN, Suspicion, share_of_wrong, softplus
 
@@ -98,6 +98,84 @@ def test_a_judge_s_state_of_another_shape_is_refused() -> None:
 
 def test_softplus_neither_overflows_nor_loses_small_numbers() -> None:
     np.testing.assert_allclose(softplus(np.array([-700.0, 0.0, 5000.0])), [np.exp(-700.0), np.log(2), 5000.0])
+
+
+# The warm-up ends once the judge has learned what it can
+
+
+class Learning(FirstColumn):
+    """Doubts all alike, by what it is told in the first reading."""
+
+    def __call__(self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray) -> np.ndarray | None:
+        told = np.where(evidence > 0, readings[:, 0], np.nan)
+        return None if np.isnan(told).all() else np.column_stack((told, np.zeros((len(told), 2))))
+
+
+DOUBTS = (0.5, 0.4, 0.3, 0.2, 0.19, 0.185, 0.181, 0.17, 0.1, 0.1)
+
+
+def warm(doubts: tuple[float, ...], **method: object) -> Pruner:
+    """A pruner after the epochs in which its judge doubts so much, or after as many of them as the warm-up took."""
+    settings = Settings(**PruneConfig(**{"share": 0.1, "warmup_max": 0.5, "warmup_patience": 3, **method}).model_dump())
+    pruner = Pruner(N, CHANNELS, 40, settings, judge=Learning(), readings=READINGS)
+    for doubt in doubts:
+        if pruner.stage is not Stage.WARMUP:
+            break
+        pruner.open_epoch()
+        values = np.full((N, READINGS if pruner.rehearses else CHANNELS), np.log(doubt / (1 - doubt)))
+        pruner.observe(np.arange(N), values, rehearsed=np.ones((N, READINGS)))
+        pruner.close_epoch(0.5)
+    return pruner
+
+
+def test_an_auto_warm_up_ends_once_the_judge_s_doubt_has_stopped_falling() -> None:
+    pruner = warm(DOUBTS)
+    # 0.19, 0.185 and 0.181 are not a tenth below 0.2.
+    np.testing.assert_allclose(pruner.doubts, DOUBTS[:7])
+    assert pruner.stage is Stage.JOINT
+    assert np.isnan(pruner.suspicion.log_odds).all()  # what was said in the warm-up judges nobody
+
+
+@pytest.mark.parametrize("method", [{"warmup_patience": 0}, {"warmup": 10}, {"warmup_max": 0.07}], ids=str)
+def test_where_it_could_not_end_the_warm_up_nothing_is_rehearsed_in_it(method: dict) -> None:
+    pruner = warm((0.2,), **method)
+    assert pruner.stage is Stage.WARMUP
+    assert not pruner.rehearses
+    assert not pruner.doubts
+
+
+def test_a_longer_patience_waits_longer_and_a_doubt_that_falls_again_counts_anew() -> None:
+    assert warm(DOUBTS, warmup_patience=5).stage is Stage.WARMUP  # 0.17 is the fourth that is no low, 0.1 is one
+    assert len(warm((*DOUBTS, *[0.1] * 8), warmup_patience=5).doubts) == 14
+
+
+def test_a_resumed_warm_up_remembers_its_doubts() -> None:
+    whole, first = warm(DOUBTS), warm(DOUBTS[:5])
+    second = warm(())
+    second.load_state_dict(deepcopy(first.state_dict()))
+    for pruner in (first, second):
+        assert pruner.doubts == whole.doubts[:5]
+    for _ in range(2):
+        second.open_epoch()
+        second.observe(np.arange(N), np.full((N, READINGS), -1.48), rehearsed=np.ones((N, READINGS)))
+        second.close_epoch(0.5)
+    assert second.stage is Stage.JOINT
+
+
+def test_only_those_that_were_rehearsed_tell_how_ready_it_is_and_an_epoch_without_any_begins_anew() -> None:
+    pruner = warm(())
+    for rehearsed_rows in (20, 0):
+        pruner.open_epoch()
+        values = np.full((N, READINGS), 2.0)
+        values[:20] = -2.0
+        rehearsed = np.full((N, READINGS), np.nan)
+        rehearsed[:rehearsed_rows] = 1.0
+        pruner.observe(np.arange(N), values, rehearsed=rehearsed)
+        pruner.close_epoch(0.5)
+    assert pruner.doubts[0] == pytest.approx(1 / (1 + np.exp(2.0)))
+    assert np.isnan(pruner.doubts[1])
+    assert stalled([0.2, 0.2, 0.2], 2)
+    assert not stalled([0.2, np.nan, 0.2, 0.2], 2)
 
 
 # The share of wrong labels

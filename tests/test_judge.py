@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers import python
+from tests.helpers import build_set, python, train_here
+from yolo_adapruner.engine import rehearse, trainer
 from yolo_adapruner.engine.judge import judge
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
@@ -91,3 +93,45 @@ def test_judging_draws_from_no_stream_of_the_training(tmp_path: Path) -> None:
         "before = states(); judge.judge(a, b, np.array(['shifted', 'missing'] * 30)); print(states() == before)"
     )
     assert python("-c", script, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent.parent)).stdout.strip() == "True"
+
+
+@pytest.mark.slow
+def test_a_ready_judge_ends_the_warm_up_and_asking_it_changes_no_bit_of_the_training(
+    tmp_path: Path,
+) -> None:
+    shapes, tables = build_set(tmp_path / "set"), {}
+    for patience in (0, 1):
+        method = {"warmup_max": 0.7, "joint": 0.1, "warmup_patience": patience}
+        train_here(shapes, tmp_path / str(patience) / "run", method=method, epochs=10)
+        with (tmp_path / str(patience) / "run" / "results.csv").open() as file:
+            tables[patience] = [
+                {key.strip(): cell.strip() for key, cell in row.items()} for row in csv.DictReader(file)
+            ]
+    warm = {patience: sum(float(row["prune/stage"]) == 1 for row in rows) for patience, rows in tables.items()}
+    assert warm[0] == 7
+    assert 2 <= warm[1] < 7
+    for waited, asked in zip(tables[0][: warm[1]], tables[1], strict=False):
+        assert {key: cell for key, cell in asked.items() if key != "time"} == {
+            key: cell for key, cell in waited.items() if key != "time"
+        }
+
+
+@pytest.mark.slow
+def test_of_a_large_set_only_a_part_is_asked_whether_the_judge_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt: list[int] = []
+    of = rehearse.Rehearsal.spoil
+
+    def counted(self: rehearse.Rehearsal, *args: object) -> object:
+        spoilt.append(1)
+        return of(self, *args)
+
+    monkeypatch.setattr(rehearse.Rehearsal, "spoil", counted)
+    monkeypatch.setattr(trainer, "TRIED", 24)
+    run = train_here(build_set(tmp_path / "set", train=48), tmp_path / "run", method={"warmup_patience": 1}, epochs=5)
+    warm = len(run.pruner.doubts)
+    joint = run.pruner.state.epoch
+    assert 2 <= warm <= 3
+    assert np.isfinite(run.pruner.doubts).all()
+    assert len(spoilt) == 3 * warm + 6 * joint  # every other of six batches, and all

@@ -46,6 +46,12 @@ class PruneConfig(BaseModel):
         description="auto ends it as well once two epochs rank the images alike, by how unusual they read, with this "
         "rank correlation, Ultralytics' own warm-up being over; above 1 never. Not for classifiers.",
     )
+    warmup_patience: int = Field(
+        4,
+        ge=0,
+        description="auto ends it as well once the judge has learned what it can: in so many epochs in a row the "
+        "probability of wrong labels that it gives the images on average has not fallen by a tenth; 0 never.",
+    )
     warmup_max: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "auto",
         description="Longest auto warm-up, as a share of the epochs; auto goes by the share to prune: 0.55 up to 0.1, "

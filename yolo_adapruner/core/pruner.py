@@ -26,7 +26,7 @@ from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.schedule import rank_agreement
 from yolo_adapruner.core.selection import cut, ranked, select_kept, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
-from yolo_adapruner.core.suspicion import Judge, Suspicion
+from yolo_adapruner.core.suspicion import Judge, Suspicion, mean_probability
 
 DRAW = "draw"
 """Samples that nothing speaks against go each by its lot; otherwise by what the objective makes of their signal."""
@@ -50,6 +50,8 @@ EVEN = math.log(2)
 """-log P(the labels are right), nats, of a sample whose labels are as likely wrong as right."""
 SPREAD = 10.0
 """Pressure between the highest lot and the lowest: enough for weights near 0 and 1 to both sides of the cut."""
+FALL = 0.1
+"""Part by which the judge's doubt has to fall for an epoch of the warm-up to count as one that taught it something."""
 SAME = 0.95
 """Part of the dropped samples in common from which on two epochs' cuts count as the same."""
 
@@ -101,6 +103,7 @@ class Settings:
     dynamic_anneal: float = 0.15
     validate_all: bool = False
     warmup_agree: float = 2.0
+    warmup_patience: int = 0
 
     @property
     def lengths(self) -> tuple[float, float]:
@@ -157,6 +160,7 @@ class Pruner:
         trace: (joint epochs, N) uint8, round(255 * weight) after each joint epoch so far, at that epoch's s; 0 beyond.
         appearance: what each sample looks like, over all epochs so far, the warm-up's too; None without features.
         redundancy: which samples are there already in others.
+        doubts: by epoch of the warm-up, the mean probability of wrong labels that a judge gives who learns in it alone.
         agreement: rank correlation of the surprise in the last two epochs of the warm-up; NaN before.
         absent: (N,) joint epochs in a row after which the mask would have dropped a sample for sure.
         checked: (N,) the last joint epoch that saw the sample, from 1; 0 for none.
@@ -203,6 +207,7 @@ class Pruner:
         self._warm_epochs = 0
         self._best_logits: NDArray[np.float64] | None = None
         self.agreement = math.nan
+        self.doubts: list[float] = []
         self._surprise: NDArray[np.float64] = np.full(n, np.nan)
         self.absent: NDArray[np.int64] = np.zeros(n, np.int64)
         self.checked: NDArray[np.int64] = np.zeros(n, np.int64)
@@ -240,8 +245,14 @@ class Pruner:
 
     @property
     def rehearses(self) -> bool:
-        """Whether this epoch's judge wants readings of samples under faults."""
-        return self.suspicion.judge is not None and self.stage is Stage.JOINT
+        """Whether this epoch's judge wants readings of samples under faults.
+
+        In the warm-up to see when it is ready, where that could end it.
+        """
+        if self.suspicion.judge is None or self.stage is Stage.FINETUNE:
+            return False
+        asked = self.settings.warmup == "auto" and 0 < self.settings.warmup_patience < self.warmup_limit
+        return self.stage is Stage.JOINT or asked
 
     def carry(self, logits: NDArray[np.floating], seen: NDArray[np.floating]) -> None:
         """Begin with what an earlier run learned, before the first epoch.
@@ -360,10 +371,26 @@ class Pruner:
         now = surprise(self.record.means()[:, : self.channels])
         self.agreement = rank_agreement(self._surprise, now)
         self._surprise = np.where(np.isnan(now), self._surprise, now)
-        early = (works or self.agreement >= agree) and self.settings.warmup == "auto"
+        if self.rehearses:
+            self.doubts.append(self._doubt())
+        ready = self.rehearses and stalled(self.doubts, self.settings.warmup_patience)
+        early = (works or ready or self.agreement >= agree) and self.settings.warmup == "auto"
         if early or self._warm_epochs >= self.warmup_limit:
             self.stage = Stage.JOINT
             self.state = controller.start(self.schedule, metric)
+
+    def _doubt(self) -> float:
+        """What a judge that learns in this epoch alone takes for wrong, [0, 1], a mean over those it was rehearsed on.
+
+        It learns where right and wrong are equally frequent, and so begins at 1/2. As the model gets better at telling
+        labels from faults it falls, to the share of labels that really are wrong and those it will never be sure of.
+        """
+        assert self.suspicion.judge is not None
+        assert self._rehearsed is not None
+        rehearsed = self._rehearsed.means()
+        evidence = np.where(np.isfinite(rehearsed).any(1), np.minimum(self.record.area, 1), 0)
+        said = self.suspicion.judge(self.record.means(), rehearsed, evidence)
+        return math.nan if said is None else mean_probability(said[:, 0])
 
     def _close_joint(self, metric: float, rested: NDArray[np.bool_]) -> None:
         readings = self.record.close()
@@ -525,6 +552,7 @@ class Pruner:
             "checked": self.checked.copy(),
             "dropped": self._dropped,
             "same": self._same,
+            "doubts": np.array(self.doubts, np.float64),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -554,7 +582,25 @@ class Pruner:
         self.checked = np.array(state["checked"], np.int64)
         self._dropped = None if state["dropped"] is None else np.array(state["dropped"], bool)
         self._same = int(state["same"])
+        self.doubts = [float(doubt) for doubt in state["doubts"]]
         self.state = replace(self.state, **state["controller"])
         self._warm_epochs = int(state["warm_epochs"])
         self.trace[: self.state.epoch] = state["trace"]
         self._record = self._rehearsed = None
+
+
+def stalled(values: Sequence[float], patience: int, fall: float = FALL) -> bool:
+    """Return whether the last `patience` values have brought no new low, each less than the one before by `fall`.
+
+    Args:
+        values: one an epoch, > 0; NaN, of an epoch that says nothing, begins anew.
+        patience: epochs, >= 1.
+        fall: part of the last low that a new one has to be below it, [0, 1).
+    """
+    low, since = math.inf, 0
+    for value in values:
+        if math.isnan(value) or value < (1 - fall) * low:
+            low, since = (math.inf if math.isnan(value) else value), 0
+        else:
+            since += 1
+    return since >= patience

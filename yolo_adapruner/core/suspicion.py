@@ -134,6 +134,13 @@ class Suspicion:
         self._share = None
 
 
+def mean_probability(log_odds: NDArray[np.float64]) -> float:
+    """Return the mean probability that log odds stand for, [0, 1], without those that are NaN; NaN where all are."""
+    known = log_odds[np.isfinite(log_odds)]
+    # tanh does not overflow where exp would.
+    return float(0.5 * (1 + np.tanh(0.5 * known)).mean()) if len(known) else math.nan
+
+
 def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
     """Return how frequent a class is, by log odds for it that were learned where both were equally frequent, (0, 1).
 
@@ -147,8 +154,7 @@ def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
     known = known[:: -(-len(known) // _ASKED)] if len(known) else known
     share = 0.5 if len(known) else math.nan
     for _ in range(_ROUNDS if len(known) else 0):
-        # tanh does not overflow where exp would.
-        found = float(0.5 * (1 + np.tanh(0.5 * (known + math.log(share / (1 - share)))).mean()))
+        found = mean_probability(known + math.log(share / (1 - share)))
         before, share = share, min(max(found, _RAREST), 1 - _RAREST)
         if abs(share - before) < _RAREST * share:
             break

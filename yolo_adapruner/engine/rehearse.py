@@ -45,6 +45,8 @@ MOST_PEERS = 10_000
 """So many images of the set at most are drawn from, a seeded sample."""
 MIXED_EVERY = 3
 """Of batches whose images are mixed every so manyth is rehearsed: in an epoch an image is in several, by parts."""
+TRIED = 2000
+"""So many images an epoch, about, tell whether the judge is ready; where there are twice as many, not all are asked."""
 _EPS = 1e-4
 _TRIES = 40  # beside a training step there is no time for the fullest pictures
 _WHOLE = np.array([0.0, 0, 1, 1])

@@ -41,7 +41,7 @@ from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.losses import LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import Accounts, accounts
-from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, Rehearsal
+from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, TRIED, Rehearsal
 from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line, quiet
@@ -430,7 +430,8 @@ class AdaPruneMixin(Resumable):
             self._batch_ids, self._views, self._tap.owners = on.numbers, on.views, on.ownership
             self._spoilt = None
             if self._rehearsal is not None and self._rehearses:
-                if on.ownership is None or self._batches % MIXED_EVERY == self.epoch % MIXED_EVERY:
+                every = self._rehearses_every(mixed=on.ownership is not None)
+                if self._batches % every == self.epoch % every:
                     self._spoilt = self._rehearsal.spoil(loaded, tuple(batch["img"].shape[2:]), on, sources)
                 self._batches += 1
             self._set_weights()
@@ -439,6 +440,12 @@ class AdaPruneMixin(Resumable):
     @property
     def _rehearses(self) -> bool:
         return self.pruner is not None and self.pruner.rehearses
+
+    def _rehearses_every(self, *, mixed: bool) -> int:
+        """Return of how many batches one is rehearsed: in the warm-up as few as tell whether the judge is ready."""
+        assert self.pruner is not None
+        few = len(self.paths) // TRIED if self.pruner.stage is Stage.WARMUP else 1
+        return max(few, MIXED_EVERY if mixed else 1)
 
     def _set_weights(self) -> None:
         """Hand the tap its owners' weights; where a plan wants losses, as a leaf whose gradient is what they are."""
@@ -616,10 +623,13 @@ class AdaPruneMixin(Resumable):
         if self._tap.assignment is None:
             return None
         sound = evidence.sound(self._tap.assignment, self.loss)
-        if self._rehearsal is not None and self._rehearses:
-            readings = self._rehearsal.readings(self._tap, self._spoilt)
-        else:
+        if self.pruner is None or self._rehearsal is None or not self._rehearses:
             readings = detection_channels(self._tap.assignment)
+        elif self._spoilt is None and self.pruner.stage is Stage.WARMUP:  # nobody will ask for more of these
+            few = detection_channels(self._tap.assignment)
+            readings = torch.nn.functional.pad(few, (0, 2 * len(FEATURES) - few.shape[1]), value=torch.nan)
+        else:
+            readings = self._rehearsal.readings(self._tap, self._spoilt)
         return readings.masked_fill(~sound[:, None], torch.nan)
 
     def _watched(self, *, error: bool) -> Tensor | None:

@@ -3,7 +3,8 @@
     python -m yolo_adapruner.study.analyse rec.npz [rec.npz ...]
 
 Reads recordings of `record.py` and trains nothing. A candidate turns the readings of a window of epochs into one number
-an image; the table gives its AUROC for each kind against the clean images, the mean over recordings.
+an image; the table gives its AUROC for each kind against the clean images, the mean over recordings. `--by-epoch` shows
+how the judge of rehearsed faults gets ready instead: what it says from each epoch alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
 from yolo_adapruner.core.signal import channel_surprise, surprise
+from yolo_adapruner.core.suspicion import mean_probability
 from yolo_adapruner.engine.channels import CHANNELS
 from yolo_adapruner.engine.judge import Verdict, judge
 from yolo_adapruner.engine.readings import OBJECT
@@ -257,6 +259,33 @@ def confusion(recs: Sequence[Recording]) -> str:
     return "\n".join(lines)
 
 
+def by_epoch(file: Path) -> str:
+    """Return how a recording's judge gets ready, in Markdown, a row an epoch; it learns from that epoch alone.
+
+    Doubt is the mean probability of wrong labels that it gives, which ends an automatic warm-up
+    (`core.pruner.stalled`); the AUROC is that for the planted, which a run does not know.
+
+    Raises:
+        DataError: nothing was rehearsed in it.
+    """
+    load(file)  # refuses what is no recording
+    with np.load(file) as found:
+        metrics = found["metric"].astype(float)
+    lines = [
+        "| epoch | doubt | AUROC of planted | clean taken for wrong | validation mAP50-95 |",
+        "|---|---|---|---|---|",
+    ]
+    for epoch, metric in enumerate(metrics):
+        rec = load(file, (epoch / len(metrics), (epoch + 1) / len(metrics)))
+        verdict = rec.verdict()
+        if verdict is None:
+            raise DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
+        doubt, mistaken = mean_probability(verdict.suspicion), (verdict.suspicion[rec.kinds == CLEAN] > 0).mean()
+        told = figures(rec, verdict.suspicion)["any"]
+        lines.append(f"| {epoch + 1} | {doubt:.3f} | {told:.3f} | {100 * mistaken:.0f} % | {100 * metric:.1f} |")
+    return "\n".join(lines)
+
+
 @one_line
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table of the recordings named."""
@@ -266,10 +295,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--window", type=float, nargs=2, default=WINDOW, metavar=("FROM", "TO"), help="shares of the run"
     )
     parser.add_argument("--clean", action="store_true", help="judge by the averaged model without augmentation")
+    parser.add_argument("--by-epoch", action="store_true", help="show how the judge gets ready, epoch by epoch")
     args = parser.parse_args(argv)
     low, high = args.window
     if not 0 <= low < high <= 1:
         raise ConfigError(f"Expected a window of two rising shares in [0, 1], but got {low:g} {high:g}.")
+    if args.by_epoch:
+        print("\n\n".join(by_epoch(file) for file in args.recordings))
+        return
     recs = [load(file, (low, high), clean=args.clean) for file in args.recordings]
     print(table(recs))
     if all(rec.rehearsed is not None for rec in recs):
