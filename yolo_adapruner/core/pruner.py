@@ -368,18 +368,20 @@ class Pruner:
 
     def _close_warmup(self, metric: float, works: bool, agree: float) -> None:
         self._warm_epochs += 1
-        now = surprise(self.record.means()[:, : self.channels])
+        means = self.record.means()
+        now = surprise(means[:, : self.channels])
         self.agreement = rank_agreement(self._surprise, now)
         self._surprise = np.where(np.isnan(now), self._surprise, now)
+        ready = False
         if self.rehearses:
-            self.doubts.append(self._doubt())
-        ready = self.rehearses and stalled(self.doubts, self.settings.warmup_patience)
+            self.doubts.append(self._doubt(means))
+            ready = stalled(self.doubts, self.settings.warmup_patience)
         early = (works or ready or self.agreement >= agree) and self.settings.warmup == "auto"
         if early or self._warm_epochs >= self.warmup_limit:
             self.stage = Stage.JOINT
             self.state = controller.start(self.schedule, metric)
 
-    def _doubt(self) -> float:
+    def _doubt(self, readings: NDArray[np.float64]) -> float:
         """What a judge that learns in this epoch alone takes for wrong, [0, 1], a mean over those it was rehearsed on.
 
         It learns where right and wrong are equally frequent, and so begins at 1/2. As the model gets better at telling
@@ -389,7 +391,7 @@ class Pruner:
         assert self._rehearsed is not None
         rehearsed = self._rehearsed.means()
         evidence = np.where(np.isfinite(rehearsed).any(1), np.minimum(self.record.area, 1), 0)
-        said = self.suspicion.judge(self.record.means(), rehearsed, evidence)
+        said = self.suspicion.judge(readings, rehearsed, evidence)
         return math.nan if said is None else mean_probability(said[:, 0])
 
     def _close_joint(self, metric: float, rested: NDArray[np.bool_]) -> None:
