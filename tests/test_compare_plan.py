@@ -282,6 +282,7 @@ OTHER_WRONG = [
     ("a budget of a search", {"prune": "auto", "budget": "epochs"}, "Expected no budget beside prune=auto, which"),
     ("a negative margin", {"margin": -0.1}, "Expected a margin of 0 to 100 points of mAP, but got -0.1"),
     ("no margin", {"margin": float("nan")}, "Expected a margin of 0 to 100 points"),
+    ("no such engine", {"engine": "fast"}, "Expected pycocotools or faster-coco-eval as engine, but got 'fast'"),
     ("an unknown arm", {"arms": ["random", "best"]}, "Expected arms out of pruned, .*, but got best"),
 ]
 

@@ -1,6 +1,7 @@
 """Real comparisons on a set of shapes: the serial grid, side by side, killed and gone on with, and the search."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,10 @@ import torch
 
 from tests.grids import two_machines
 from tests.helpers import NAMES, QUICK, build_set, child_environment, cli_words, start_cli, train_here, training_images
+from yolo_adapruner.config import load
+from yolo_adapruner.study.arms import FULL
+from yolo_adapruner.study.cells import RECORD, CellRunner
+from yolo_adapruner.study.table import EPOCHS, Cell
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SETTINGS = {**QUICK, "epochs": 3, "workers": 0, "prune.warmup": 0}
@@ -111,6 +116,26 @@ def test_two_machines_agree_with_one_though_a_worker_is_killed_in_mid_cell(seria
     for table in folder.glob("cells/*/results.csv"):
         epochs = [int(line.split(",")[0]) for line in table.read_text(encoding="utf-8").splitlines()[1:]]
         assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_a_trained_cell_is_judged_alike_by_the_faster_engine(serial, home, tmp_path, monkeypatch):
+    faster = pytest.importorskip("faster_coco_eval", reason="faster-coco-eval has no wheel for this Python or system")
+    cell, asked, usual = Cell(FULL, 0.0, EPOCHS, 0), [], faster.COCOeval_faster
+    monkeypatch.setattr(faster, "COCOeval_faster", lambda *a, **k: asked.append(True) or usual(*a, **k))
+    runner = CellRunner(
+        tmp_path,
+        load(home / "run.yaml", {k: v for k, v in SETTINGS.items() if k in ("imgsz", "batch", "epochs")}),
+        home / "runs" / "serial" / "data.yaml",
+        engine="faster-coco-eval",
+    )
+    shutil.copytree(home / "runs" / "serial" / "cells" / cell.name, runner.home(cell))
+    (runner.home(cell) / RECORD).unlink()  # as of a process that died between training and judgement
+    found, expected = runner(cell), next(c for c in serial["cells"] if (c["arm"], c["seed"]) == (FULL, 0))
+    assert asked
+    assert found["updates"] == expected["updates"]
+    for figure in ("map50_95", "map50", "by_size", *(("per_class", name) for name in expected["per_class"])):
+        one, other = (c[figure] if isinstance(figure, str) else c["per_class"][figure[1]] for c in (found, expected))
+        assert one == pytest.approx(other, abs=1e-6)
 
 
 def workers() -> list[psutil.Process]:

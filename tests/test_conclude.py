@@ -33,6 +33,7 @@ FACTS = {
     "hardware": "2 cores",
     "jobs": 1,
     "task": "detect",
+    "engine": "pycocotools",
     "set_print": "aa",
     "list_print": "bb",
     "elsewhere": [],

@@ -122,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
         help="as many epochs as on everything, as many updates, or both, each a training of its own (default both)",
     )
     compare.add_argument(
+        "--engine",
+        choices=("pycocotools", "faster-coco-eval"),
+        default="pycocotools",
+        help="what computes mAP; both say the same (default pycocotools)",
+    )
+    compare.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="runs per arm, seeds SEED..SEED+N-1 (default 3)"
     )
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
@@ -324,6 +330,7 @@ def _compare(args: argparse.Namespace) -> None:
         kept=args.kept,
         budget=args.budget,
         margin=args.margin,
+        engine=args.engine,
         ray=None if args.ray is None else Cluster(args.ray, args.cell_cpus, args.cell_gpus),
         cells=args.cells,
     )

@@ -51,6 +51,7 @@ class CellRunner:
         runs: folder of the comparison whose runs the arms' lists are cut from; None for this one's own.
         watched: watch the trainings on everything, for arms of `arms.WATCHING`.
         elsewhere: cells that are finished though their folders are not here.
+        engine: what computes a detector's mAP, one of `evaluate.ENGINES`.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class CellRunner:
     runs: Path | None = None
     watched: bool = False
     elsewhere: Elsewhere = NOTHING
+    engine: str = "pycocotools"
 
     def home(self, cell: Cell) -> Path:
         """Return the cell's folder."""
@@ -138,7 +140,7 @@ class CellRunner:
         found, own = collect(
             result.weights, self.base, "test", imgsz=config.imgsz, batch=int(config.batch), device=config.device
         )
-        metrics = coco_metrics(found, names, sizes=True)
+        metrics = coco_metrics(found, names, sizes=True, engine=self.engine)
         with export.replace_file(self.home(cell) / MATCHES) as temporary:
             matched(found, names).save(temporary)
         return {

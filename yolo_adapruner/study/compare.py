@@ -24,6 +24,7 @@ from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.closing import report_comparison
 from yolo_adapruner.study.cluster import Cluster, installed, run_on_cluster
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
+from yolo_adapruner.study.evaluate import engine_classes
 from yolo_adapruner.study.folders import judge_folder
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images, set_of
 from yolo_adapruner.study.progress import Progress
@@ -45,6 +46,7 @@ def compare(
     kept: str | Path | None = None,
     budget: str = "both",
     margin: float = 0.5,
+    engine: str = "pycocotools",
     ray: str | Cluster | None = None,
     cells: Sequence[str | Path] = (),
     config: PruneConfig | None = None,
@@ -69,6 +71,8 @@ def compare(
         budget: what the arms have as much of as full: "epochs", "updates", or "both", each in a training of its own.
             The table of hours needs those of equal epochs.
         margin: points of mAP (0 to 100) that may be lost, >= 0.
+        engine: what computes mAP, "pycocotools", or "faster-coco-eval" where it is installed, which says the same
+            (to 1e-6) and waits less on sets of thousands of test images.
         ray: run the cells on this Ray cluster, an address or "local" where a core a cell is enough; the project and
             the data set must lie where every machine sees them. None: in processes of this machine.
         cells: compare.json files of the same recipe on the same images; cells that they hold count as finished.
@@ -76,9 +80,9 @@ def compare(
         overrides: settings that win over the run config.
 
     Raises:
-        ConfigError: a share, `seeds`, `jobs`, `budget`, `margin` or an arm is out of range, the model is neither
-            detector nor classifier, the named folder holds another comparison, or both `jobs` and `ray` say where cells
-            run.
+        ConfigError: a share, `seeds`, `jobs`, `budget`, `margin`, the engine or an arm is out of range, the engine is
+            not installed, the model is neither detector nor classifier, the named folder holds another comparison, or
+            both `jobs` and `ray` say where cells run.
         DataError, RunError: see their lines.
     """
     resolved = resolve(run, config=config, **overrides)
@@ -90,6 +94,7 @@ def compare(
         raise ConfigError(
             f"Expected no budget beside prune=auto, which searches at equal updates, but got {budget}: leave it out."
         )
+    engine_classes(engine)
     cluster = _cluster(ray, jobs, resolved)
     wanted = (PRUNED,) if searching else arms_by_name.check(arms)
     task, data = set_of(resolved)  # first: a missing data set leaves no folder behind
@@ -126,6 +131,7 @@ def compare(
             listed=listed,
             watched=watched,
             elsewhere=taken,
+            engine=engine,
         )
         numbers = range(resolved.seed, resolved.seed + seeds)
         run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
@@ -142,6 +148,7 @@ def compare(
             ),
             "jobs": jobs,
             "task": task,
+            "engine": None if task == "classify" else engine,
             elsewhere.SET: content,
             elsewhere.LIST: list_print,
             "elsewhere": list(taken.sources),

@@ -42,6 +42,7 @@ ULTRALYTICS_MAX_DET = 300
 """Detections an image keeps in an Ultralytics validation by default; COCO's own cap of 100 would cut them."""
 
 PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"
+ENGINES = (PYCOCOTOOLS, FASTER)
 
 _SIZES = ("small", "medium", "large")
 _CONFIDENCE = 0.95
@@ -91,7 +92,7 @@ def coco_metrics(
         clip: Cut every box at the image's border first, as Ultralytics does for its COCO export; see the module's top.
         sizes: Fill `Metrics.by_size` too, which takes several times as long.
         engine: "pycocotools", or "faster-coco-eval", which says the same in a fraction of the time and is no
-            dependency of this package (`pip install faster-coco-eval`).
+            dependency of this package (`pip install yolo-adapruner[faster]`).
 
     Raises:
         ConfigError: the engine is neither of the two, or is not installed.
@@ -213,7 +214,7 @@ def _judge(
     ordered: Sequence[ImageDetections], names: dict[int, str], *, cap: int, sizes: bool, engine: str = PYCOCOTOOLS
 ) -> Any:
     """A COCOeval that has matched detections to boxes, image by image."""
-    index, kind = _engine(engine)
+    index, kind = engine_classes(engine)
     truth = [_annotations(i, image.gt_boxes, image.gt_classes, None, names) for i, image in enumerate(ordered)]
     found = [_annotations(i, image.boxes, image.classes, image.scores, names) for i, image in enumerate(ordered)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -226,8 +227,12 @@ def _judge(
     return judge
 
 
-def _engine(name: str) -> tuple[Any, Any]:
-    """The classes COCO and COCOeval of an engine."""
+def engine_classes(name: str) -> tuple[Any, Any]:
+    """Return the classes COCO and COCOeval of an engine.
+
+    Raises:
+        ConfigError: it is none of `ENGINES`, or is not installed.
+    """
     if name == PYCOCOTOOLS:
         return COCO, COCOeval
     if name != FASTER:
@@ -236,7 +241,8 @@ def _engine(name: str) -> tuple[Any, Any]:
         import faster_coco_eval
     except ImportError:
         raise ConfigError(
-            f"Expected {FASTER} to be installed, but it is not: pip install {FASTER}, or use {PYCOCOTOOLS}."
+            f"Expected {FASTER} to be installed, but it is not: pip install yolo-adapruner[faster], or use "
+            f"{PYCOCOTOOLS}."
         ) from None
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
