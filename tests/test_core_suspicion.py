@@ -12,8 +12,9 @@ import pytest
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage, stalled
+from yolo_adapruner.core.reasons import DRAWN, SUSPECT, Evidence, explain
 from yolo_adapruner.core.signal import surprise
-from yolo_adapruner.core.suspicion import OFTEN, Suspicion, share_of_wrong, softplus
+from yolo_adapruner.core.suspicion import OFTEN, Suspicion, mean_probability, share_of_wrong, softplus
 
 N, READINGS, CHANNELS = 60, 5, 3
 
@@ -203,8 +204,27 @@ def test_even_odds_are_those_that_the_share_puts_there() -> None:
     values[:, 0] = [-3.0, -2.0, -2.5, 3.0]
     told.learn(values, np.zeros((4, READINGS)), np.ones(4))
     prior = np.log(told.share / (1 - told.share))
-    np.testing.assert_allclose(told.wrong, softplus(OFTEN * values[:, 0] + prior))
+    np.testing.assert_allclose(told.posterior, OFTEN * values[:, 0] + prior)
+    np.testing.assert_allclose(told.wrong, softplus(told.posterior))
+    assert mean_probability(told.posterior) == pytest.approx(told.share, abs=1e-4)
     assert told.share == pytest.approx(0.25, abs=0.01)
+
+
+def test_who_reads_a_little_like_a_fault_is_no_suspect_where_faults_are_rare() -> None:
+    told = Suspicion(40, FirstColumn())
+    values = np.zeros((40, READINGS))
+    values[:, 0] = np.r_[5.0, 0.5, np.full(38, -4.0)]
+    told.learn(values, np.zeros((40, READINGS)), np.ones(40))
+    assert told.log_odds[1] > 0
+    assert (told.posterior > 0).tolist() == [True] + [False] * 39
+
+
+def test_who_is_called_suspect_is_who_was_not_drawn_by_lot() -> None:
+    pruner, _ = told({"share": 0.5, "rest": "draw"})
+    evidence = Evidence(pruner.signal, pruner.suspicion.posterior, pruner.suspicion.kind, lot=pruner.lots)
+    reason, _, _ = explain(pruner.kept, evidence)
+    assert set(reason[~pruner.kept]) == {SUSPECT, DRAWN}
+    np.testing.assert_array_equal(reason == SUSPECT, np.isnan(pruner.lots) & ~pruner.kept)
 
 
 # Lots

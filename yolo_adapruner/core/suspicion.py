@@ -80,7 +80,7 @@ class Suspicion:
 
     @property
     def log_odds(self) -> NDArray[np.float64]:
-        """Log odds that a sample's labels are wrong, (N,); NaN where nothing is known."""
+        """Log odds that a sample's labels are wrong, were wrong labels as frequent as right ones, (N,); NaN unknown."""
         return self._means()[:, 0] if self._sum.shape[1] else np.full(len(self._weight), np.nan)
 
     @property
@@ -91,14 +91,18 @@ class Suspicion:
         return self._share
 
     @property
-    def wrong(self) -> NDArray[np.float64]:
-        """-log P(the labels are right), (N,) nats >= 0, with wrong labels as frequent as `share`; NaN unknown.
+    def posterior(self) -> NDArray[np.float64]:
+        """Log odds that a sample's labels are wrong, with wrong labels as frequent as `share`, (N,); NaN unknown.
 
-        log 2 is even odds. `log_odds`, and `signal` with them, take wrong and right for equally likely, as in the
-        rehearsal; a set is rarely half wrong.
+        `log_odds`, and `signal` with them, take wrong and right for equally likely, as in the rehearsal; a set is
+        rarely half wrong. These order the samples alike, and say how likely it is here.
         """
-        share = self.share
-        return softplus(OFTEN * self.log_odds + math.log(share / (1 - share)))
+        return OFTEN * self.log_odds + math.log(self.share / (1 - self.share))
+
+    @property
+    def wrong(self) -> NDArray[np.float64]:
+        """-log P(the labels are right), (N,) nats >= 0, by `posterior`; log 2 is even odds, NaN unknown."""
+        return softplus(self.posterior)
 
     @property
     def kind(self) -> NDArray[np.str_]:

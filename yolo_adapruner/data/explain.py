@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from yolo_adapruner.core.drift import drift
 from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.reasons import KINDS, REASONS, SUSPECT, Evidence, explain, suspicion_of_channels
-from yolo_adapruner.core.suspicion import OFTEN, share_of_wrong
+from yolo_adapruner.core.suspicion import mean_probability
 
 if TYPE_CHECKING:
     from yolo_adapruner.data.export import Outcome
@@ -75,7 +75,7 @@ def facts(outcome: Outcome, share: float, floor: float) -> dict[str, Any]:
         said["reasons"] = {name: reasons[name] for name in REASONS}
         said["kinds"] = {name: n for name, n in sorted(kinds.items()) if name}
     if judged(columns):
-        said["wrong_labels"] = round(share_of_wrong(OFTEN * columns["suspicion"]), 4)
+        said["wrong_labels"] = round(mean_probability(columns["suspicion"]), 4)
     if constraints.groups is not None:
         said["drift"] = drift(constraints.groups, outcome.kept)
         said["floor"] = {"asked": floor, "held": round(constraints.held(outcome.kept, share), 6)}

@@ -50,8 +50,8 @@ class Outcome:
             - signal: nats >= 0, what the image is judged by, from its mean readings over the joint stage; signal_mean,
               signal_spread: mean and standard deviation of one epoch's; then the mean of each reading. NaN where an
               image gives none.
-            - suspicion: log odds that the labels are wrong, NaN unknown; kind: the likeliest kind of fault, whether or
-              not the image is suspect, "" unknown.
+            - suspicion: log odds that the labels are wrong, where as many are as `wrong_labels` of the manifest says;
+              above 0 likelier than not, NaN unknown; kind: the likeliest kind of fault, suspect or not, "" unknown.
             - lot: of an image that nothing speaks against, [0, 1], what it is ranked by, the highest go first; NaN for
               suspects, and for all where none were drawn.
             - epochs_seen: joint epochs that saw the image.
@@ -110,7 +110,7 @@ class Outcome:
                 "signal_mean": mean[:, -1],
                 "signal_spread": spread[:, -1],
                 **{name: mean[:, i] for i, name in enumerate(channels)},
-                "suspicion": pruner.suspicion.log_odds,
+                "suspicion": pruner.suspicion.posterior,
                 "kind": pruner.suspicion.kind,
                 "lot": np.full(n, np.nan) if pruner.lots is None else pruner.lots,
             }

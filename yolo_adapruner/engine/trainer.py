@@ -367,7 +367,7 @@ class AdaPruneMixin(Resumable):
                 config.dynamic_anneal,
                 seed=self.args.seed,
             )
-            suspicion = None if self.pruner is None else self.pruner.suspicion.log_odds
+            suspicion = None if self.pruner is None else self.pruner.suspicion.posterior
             if (draw := dynamic(self.epoch, visits, suspicion, active)) is not None:
                 return draw
         return None if active is None else Draw.of(active)
