@@ -40,7 +40,7 @@ FACTS = {
 }
 
 
-def finish(runner: CellRunner, cell: Cell, *, hits: bool = True, learned: bool = True) -> dict:
+def finish(runner: CellRunner, cell: Cell, *, hits: bool = True, learned: bool = True, by_lot: int = 0) -> dict:
     """Make a cell finished without training: detections that differ by arm and seed, a run that dropped some images."""
     home = runner.home(cell)
     home.mkdir(parents=True)
@@ -53,8 +53,12 @@ def finish(runner: CellRunner, cell: Cell, *, hits: bool = True, learned: bool =
         matched(images, NAMES).save(home / "matches.npz")
     if cell.arm == RUN:
         paths = [f"/set/train/{i:03}.jpg" for i in range(IMAGES)]
-        kept = np.arange(IMAGES) >= 6 if learned else random_kept(IMAGES, SHARE, seed=cell.seed)
-        outcome = export.Outcome(paths, kept, {"logit": np.zeros(IMAGES)})
+        kept = np.arange(IMAGES) >= (6 - by_lot) if learned else random_kept(IMAGES, SHARE, seed=cell.seed)
+        lot = np.full(IMAGES, np.nan)
+        lot[50 + 3 * cell.seed : 50 + 3 * cell.seed + by_lot] = 1.0  # each seed its own
+        kept &= np.isnan(lot)
+        suspicion = np.where(np.isnan(lot), 1.0, -1.0)
+        outcome = export.Outcome(paths, kept, {"logit": np.zeros(IMAGES), "suspicion": suspicion, "lot": lot})
         manifest = {"seed": cell.seed, "prune": {"share": SHARE}}
         export.write(home, outcome, source=Path("/set/d.yaml"), data=DATA, manifest=manifest)
     figures = {
@@ -78,7 +82,7 @@ def finish(runner: CellRunner, cell: Cell, *, hits: bool = True, learned: bool =
     return runner.finished(cell)
 
 
-def concluded(folder: Path, **how: bool) -> tuple[Comparison, dict]:
+def concluded(folder: Path, **how: int) -> tuple[Comparison, dict]:
     config = config_of(folder)
     runner = CellRunner(folder, config, folder / "data.yaml")
     cells = [cell for chain in plan([SHARE], range(3)) for cell in chain]
@@ -88,7 +92,7 @@ def concluded(folder: Path, **how: bool) -> tuple[Comparison, dict]:
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory) -> tuple[Comparison, dict]:
-    return concluded(tmp_path_factory.mktemp("comparison"))
+    return concluded(tmp_path_factory.mktemp("comparison"), by_lot=2)
 
 
 def test_intervals_are_made_over_the_images_that_the_cells_saved(comparison):
@@ -136,15 +140,21 @@ def test_every_arm_gets_a_verdict_at_equal_updates(comparison):
 
 def test_hours_and_agreement_are_reported(comparison):
     result, _ = comparison
-    hours, overlap = result.facts["selection"]
+    hours, overlap, judged = result.facts["selection"]
     assert (hours["kind"], hours["share"], hours["break_even"]) == ("hours", SHARE, 11)  # 1.1 hours at 0.1 saved
-    assert (overlap["kind"], overlap["share"], overlap["agreement"], overlap["learned"]) == (
-        "overlap",
-        SHARE,
-        1.0,
-        True,
-    )
-    assert hours["line"] in result.lines()
+    told = [(e["kind"], e["share"], e["agreement"], e["learned"]) for e in (overlap, judged)]
+    assert told == [("overlap", SHARE, pytest.approx(4 / 6), True), ("judged", SHARE, 1.0, True)]
+    assert overlap["line"].endswith("; 33% of it went by lot, each seed by its own")
+    assert judged["line"].startswith("dropping 10 %: of the 4 images that one seed dropped for a reason another did so")
+    assert all(entry["line"] in result.lines() for entry in (hours, overlap, judged))
+
+
+def test_where_all_went_by_lot_no_choice_is_called_learned(tmp_path):
+    result, _ = concluded(tmp_path, by_lot=6)
+    _, overlap, judged = result.facts["selection"]
+    assert overlap["learned"] is False
+    assert judged["line"] == "dropping 10 %: 3 of 3 seeds had nothing against any image, all that went did so by lot"
+    assert "not the data's" not in result.report()
 
 
 def test_a_mask_that_learned_nothing_shows(tmp_path):
@@ -187,7 +197,7 @@ def test_every_key_of_compare_json_is_documented_and_no_other(comparison):
     doc = documented()
     assert doc["Top level"] == {*saved, "auto"}
     assert {frozenset(row) for row in saved["rows"]} == {frozenset(doc["rows"])}
-    keys = {frozenset(doc["cells"] - ({"kept"} if cell["arm"] != RUN else set())) for cell in saved["cells"]}
+    keys = {frozenset(doc["cells"] - ({"kept", "drawn"} if cell["arm"] != RUN else set())) for cell in saved["cells"]}
     assert {frozenset(cell) for cell in saved["cells"]} == keys
     intervals = [row[k] for row in saved["rows"] for k in ("versus_full", "versus_random") if row[k] is not None]
     assert {frozenset(found) for found in intervals} == {frozenset(doc["versus_full, versus_random"])}

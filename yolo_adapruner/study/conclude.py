@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.data import export
-from yolo_adapruner.study import elsewhere, ledger
-from yolo_adapruner.study.arms import FULL, PRUNED, RUN
+from yolo_adapruner.study import chosen, elsewhere
+from yolo_adapruner.study.arms import RUN
 from yolo_adapruner.study.cells import MATCHES, CellRunner
 from yolo_adapruner.study.elsewhere import NOTHING, Elsewhere
 from yolo_adapruner.study.matches import Matches, draws, mean_ap, same_images
-from yolo_adapruner.study.table import EPOCHS, Cell, Row, class_table, summarise, table, verdicts, words
+from yolo_adapruner.study.table import Cell, Row, class_table, summarise, table, verdicts, words
 from yolo_adapruner.study.topk import Ranks
 
 SCHEMA = 1
@@ -66,37 +66,26 @@ def conclude(runner: CellRunner, done: Mapping[Cell, Mapping[str, Any]], facts: 
     """Return the comparison that finished cells make: rows with their intervals, verdicts, hours, agreement."""
     drawn, images = replicates(runner, list(done), runner.elsewhere)
     rows = summarise(done, drawn, images=images)
-    kept = _kept_sets(runner, [cell for cell in done if cell.arm == RUN])
-    cells = [{**figures, **_beside(cell, drawn, kept)} for cell, figures in done.items()]
+    found = chosen.of_runs(runner, [cell for cell in done if cell.arm == RUN])
+    cells = [
+        {
+            **figures,
+            # What stands for the cell elsewhere.
+            **({} if drawn is None else {elsewhere.DRAWS: elsewhere.as_text(drawn[cell])}),
+            **(found[cell].as_figures() if cell in found else {}),
+        }
+        for cell, figures in done.items()
+    ]
     gap = max(abs(d["map50_95"] - d["ultralytics_map50_95"]) for d in done.values())
     more = {
         "largest_gap_to_ultralytics": gap,
         "verdicts": verdicts(rows, facts["margin"] / 100, words(facts).unit),
-        "selection": _selection(kept, done),
+        "selection": chosen.entries(found, done),
         elsewhere.IMAGES: images,
     }
     if "auto" in facts:
         more["verdicts"] = [*more["verdicts"], facts["auto"]["line"]]
     return Comparison(runner.folder, rows, {**facts, **more}, cells)
-
-
-def _beside(
-    cell: Cell, drawn: Mapping[Cell, NDArray[np.float64]] | None, kept: Mapping[Cell, NDArray[np.bool_]]
-) -> dict[str, str]:
-    """What a cell's figures need beside them to stand for the cell elsewhere."""
-    found = {} if drawn is None else {elsewhere.DRAWS: elsewhere.as_text(drawn[cell])}
-    return {**found, **({elsewhere.KEPT: elsewhere.as_hex(kept[cell])} if cell in kept else {})}
-
-
-def _kept_sets(runner: CellRunner, runs: Sequence[Cell]) -> dict[Cell, NDArray[np.bool_]]:
-    """What each run kept, (N,) in the order of the images' paths; of the runs that it is known of."""
-    found = {}
-    for cell in runs:
-        if (runner.home(cell) / export.MANIFEST).is_file():
-            found[cell] = export.read(runner.home(cell))[1].kept
-        elif (kept := runner.elsewhere.kept(cell)) is not None:
-            found[cell] = kept
-    return found
 
 
 def replicates(
@@ -131,30 +120,6 @@ def save(result: Comparison) -> None:
     for name, text in writers.items():
         with export.replace_file(result.folder / name) as temporary:
             temporary.write_text(text(), encoding="utf-8")
-
-
-def _selection(kept: Mapping[Cell, NDArray[np.bool_]], done: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What choosing cost and saved, and how far the seeds agree on what is kept, an entry a share."""
-
-    def hours(arm: str, share: float, budget: str) -> list[float]:
-        return [float(f["hours"]) for c, f in done.items() if (c.arm, c.share, c.budget) == (arm, share, budget)]
-
-    entries: list[dict[str, Any]] = []
-    for share in sorted({cell.share for cell in done if cell.arm == RUN}):
-        what = f"dropping {100 * share:.3g} %"
-        if kept_hours := hours(PRUNED, share, EPOCHS):
-            book = ledger.ledger(hours(RUN, share, EPOCHS), hours(FULL, 0.0, EPOCHS), kept_hours)
-            line = ledger.ledger_line(f"{what}, equal epochs", book)
-            entries.append({"share": share, "kind": "hours", **asdict(book), "line": line})
-        runs = sorted((c for c in kept if c.share == share), key=lambda cell: cell.seed)
-        chosen = [kept[cell] for cell in runs]
-        if len(chosen) > 1 and len({len(c) for c in chosen}) == 1 and not any(c.all() for c in chosen):
-            agreed = ledger.overlap(np.stack(chosen))
-            line = ledger.overlap_line(what, agreed)
-            entries.append(
-                {"share": share, "kind": "overlap", **asdict(agreed), "learned": agreed.learned, "line": line}
-            )
-    return entries
 
 
 def strict(value: Any) -> Any:

@@ -23,8 +23,8 @@ from yolo_adapruner.study.table import Cell
 
 SET, LIST, IMAGES = "set_print", "list_print", "reported_images"
 """Keys of compare.json: content of the set, of the given list, and how many test images `draws` were drawn from."""
-DRAWS, KEPT = "draws", "kept"
-"""Keys of a cell: its mAP on seeded draws of the test images, as text; what a run kept, as bits in hexadecimal."""
+DRAWS, KEPT, DRAWN = "draws", "kept", "drawn"
+"""Keys of a cell: its mAP on seeded draws of the test images, as text; what a run kept and drew, hexadecimal bits."""
 _PLACE = ("data", "project", "name", "device", "prune.share")
 
 
@@ -47,9 +47,9 @@ class Elsewhere:
         text = self.cells.get(cell, {}).get(DRAWS)
         return None if not text else np.array(text.split(), np.float64)
 
-    def kept(self, cell: Cell) -> NDArray[np.bool_] | None:
-        """Return what a run kept, (N,) in the order of the images' paths, None where it is not known."""
-        text = self.cells.get(cell, {}).get(KEPT)
+    def bits(self, cell: Cell, key: str) -> NDArray[np.bool_] | None:
+        """Return what a run kept or drew by lot, (N,) in the order of the images' paths, None where it is not known."""
+        text = self.cells.get(cell, {}).get(key)
         if not text:
             return None
         count, _, bits = text.partition(":")
@@ -64,9 +64,9 @@ def as_text(draws: NDArray[np.floating]) -> str:
     return " ".join(f"{value:.5f}" for value in draws)
 
 
-def as_hex(kept: NDArray[np.bool_]) -> str:
-    """Return a kept set, (N,), as N, a colon and the bits in hexadecimal, the first image's highest."""
-    return f"{len(kept)}:{np.packbits(kept).tobytes().hex()}"
+def as_hex(bits: NDArray[np.bool_]) -> str:
+    """Return (N,) bool as N, a colon and the bits in hexadecimal, the first image's highest."""
+    return f"{len(bits)}:{np.packbits(bits).tobytes().hex()}"
 
 
 def read(files: Sequence[str | Path], config: RunConfig, set_print: str, list_print: str) -> Elsewhere:

@@ -126,13 +126,35 @@ def ledger_line(what: str, found: Ledger) -> str:
     )
 
 
-def overlap_line(what: str, found: Overlap) -> str:
-    """Return an overlap in words, one line."""
-    verdict = "beyond chance" if found.learned else "no more than chance: this choice is not the data's"
+def overlap_line(what: str, found: Overlap, drawn: float = 0.0) -> str:
+    """Return an overlap in words, one line.
+
+    Args:
+        what: what was dropped.
+        found: the overlap of all of it.
+        drawn: the share of it that went by lot, [0, 1], each seed's own: with one, chance is no verdict on the rest.
+    """
+    end = f"{drawn:.0%} of it went by lot, each seed by its own" if drawn else _verdict(found)
+    return f"{what}: of what one seed dropped another dropped {_beside_chance(found)}; {end}"
+
+
+def judged_line(what: str, images: float, found: Overlap) -> str:
+    """Return in words, one line, how far seeds agree on what they dropped for a reason, `images` a seed."""
     return (
-        f"{what}: of what one seed dropped another dropped {found.agreement:.0%} [{found.low:.0%}, {found.high:.0%}]; "
-        f"blind draws {found.chance:.0%} [{found.chance_low:.0%}, {found.chance_high:.0%}]; {verdict}"
+        f"{what}: of the {images:.3g} images that one seed dropped for a reason another did so with "
+        f"{_beside_chance(found)}; {_verdict(found)}"
     )
+
+
+def _beside_chance(found: Overlap) -> str:
+    return (
+        f"{found.agreement:.0%} [{found.low:.0%}, {found.high:.0%}]; blind draws {found.chance:.0%} "
+        f"[{found.chance_low:.0%}, {found.chance_high:.0%}]"
+    )
+
+
+def _verdict(found: Overlap) -> str:
+    return "beyond chance" if found.learned else "no more than chance: this choice is not the data's"
 
 
 def _hours(hours: float) -> str:
