@@ -161,7 +161,7 @@ def test_an_engine_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="Expected pycocotools or faster-coco-eval as engine, but got 'fast'"):
         coco_metrics(hand_made(), NAMES, engine="fast")
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ConfigError, match=r"pip install yolo-adapruner\[faster\], or use pycocotools"):
+    with pytest.raises(ConfigError, match=r"pip install 'yolo-adapruner\[faster\]', or use pycocotools"):
         coco_metrics(hand_made(), NAMES, engine="faster-coco-eval")
 
 

@@ -241,7 +241,7 @@ def engine_classes(name: str) -> tuple[Any, Any]:
         import faster_coco_eval
     except ImportError:
         raise ConfigError(
-            f"Expected {FASTER} to be installed, but it is not: pip install yolo-adapruner[faster], or use "
+            f"Expected {FASTER} to be installed, but it is not: pip install 'yolo-adapruner[faster]', or use "
             f"{PYCOCOTOOLS}."
         ) from None
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
