@@ -16,6 +16,8 @@ from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study import arms, cells
 from yolo_adapruner.study.arms import FULL, LISTED, LISTS, PRUNED, RANDOM, WATCHING, Material, choose, groups
 from yolo_adapruner.study.cells import CellRunner
+from yolo_adapruner.study.compare import _to_watch
+from yolo_adapruner.study.grid import plan
 from yolo_adapruner.study.ground import listed_images
 from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
 
@@ -203,7 +205,7 @@ def images_of(runner: CellRunner, cell: Cell) -> list[str]:
 
 @pytest.mark.parametrize("again", [False, True], ids=["of the cell itself", "made again"])
 def test_what_watches_is_cut_from_the_training_on_everything_alone(tmp_path, base, again):
-    runner = CellRunner(tmp_path, config_of(tmp_path), base, watched=True)
+    runner = CellRunner(tmp_path, config_of(tmp_path), base, watched=frozenset({1}))
     home = runner.home(Cell(FULL, 0.0, EPOCHS, 1))
     put_run(home / "watched" if again else home, outcome(), 0.0)
     assert images_of(runner, Cell("forgetting", 0.25, EPOCHS, 1)) == PATHS[10:]
@@ -220,14 +222,26 @@ def test_a_finished_training_on_everything_is_watched_once_more_and_not_judged_a
         trained.append((home.name, config.prune.share, config.seed, config.data, watched))
 
     monkeypatch.setattr(cells, "train", train)
-    for runner in (CellRunner(tmp_path, config_of(tmp_path), base, watched=w) for w in (False, True)):
+    for runner in (CellRunner(tmp_path, config_of(tmp_path), base, watched=frozenset(w)) for w in ({0}, {1})):
         cell = Cell(FULL, 0.0, EPOCHS, 1)
-        if not runner.watched:
+        asked = cell.seed in runner.watched
+        if not asked:
             blind = export.Outcome(PATHS, np.ones(N, bool), {"logit": np.zeros(N)})
             put_run(runner.home(cell), outcome() if told else blind, 0.0)
             (runner.home(cell) / "cell.json").write_text(json.dumps(figures(cell, 0.5)))
         assert runner(cell) == figures(cell, 0.5)
-        assert trained == ([("watched", 0.0, 1, str(base), True)] if runner.watched and not told else [])
+        assert trained == ([("watched", 0.0, 1, str(base), True)] if asked and not told else [])
+
+
+def test_watched_is_the_training_of_a_seed_whose_list_is_still_to_be_cut_and_no_other(tmp_path, base):
+    runner = CellRunner(tmp_path, config_of(tmp_path), base)
+    chains = plan([0.25, 0.5], [0, 1], arms=("random", "el2n"))
+    assert _to_watch(runner, plan([0.25], [0, 1], arms=("random",))) == frozenset()
+    assert _to_watch(runner, chains) == {0, 1}
+    for cell in (cell for chain in chains for cell in chain if cell.arm == "el2n" and cell.seed == 0):
+        runner.home(cell).mkdir(parents=True)
+        (runner.home(cell) / "cell.json").write_text(json.dumps(figures(cell, 0.5)))
+    assert _to_watch(runner, chains) == {1}
 
 
 # What is finished and what is not

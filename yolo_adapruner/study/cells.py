@@ -49,7 +49,7 @@ class CellRunner:
         ranking: cut the pruned arm's lists from the run of this share, whatever the cell's own; None for its own.
         listed: what a given list keeps.
         runs: folder of the comparison whose runs the arms' lists are cut from; None for this one's own.
-        watched: watch the trainings on everything, for arms of `arms.WATCHING`.
+        watched: seeds whose training on everything is watched, for cells of `arms.WATCHING` that are still to be run.
         elsewhere: cells that are finished though their folders are not here.
         engine: what computes a detector's mAP, one of `evaluate.ENGINES`.
     """
@@ -60,7 +60,7 @@ class CellRunner:
     ranking: float | None = None
     listed: tuple[str, ...] = ()
     runs: Path | None = None
-    watched: bool = False
+    watched: frozenset[int] = frozenset()
     elsewhere: Elsewhere = NOTHING
     engine: str = "pycocotools"
 
@@ -83,7 +83,7 @@ class CellRunner:
         """Return the cell's figures, running what is left of it to run."""
         if (figures := self.finished(cell)) is None:
             figures = self._run(cell)
-        if self.watched and cell.arm == arms.FULL:
+        if self._watches(cell):
             self._watch_again(cell)
         return figures
 
@@ -99,8 +99,8 @@ class CellRunner:
         elif cell.arm != arms.FULL:
             data, epochs = self.list_arm(cell)
         config = self.config.model_copy(update={"seed": cell.seed, "data": str(data), "epochs": epochs})
-        watched = self.watched and cell.arm == arms.FULL
-        result, seconds = train(config.with_prune(share), self.home(cell), watched=watched, planner=planner)
+        prepared = config.with_prune(share)
+        result, seconds = train(prepared, self.home(cell), watched=self._watches(cell), planner=planner)
         figures = {
             **asdict(cell),
             "images": result.kept if planner is None else self._visited(cell),
@@ -111,6 +111,9 @@ class CellRunner:
         with export.replace_file(self.home(cell) / RECORD) as temporary:
             temporary.write_text(json.dumps(figures, indent=2), encoding="utf-8")
         return figures
+
+    def _watches(self, cell: Cell) -> bool:
+        return cell.arm == arms.FULL and cell.seed in self.watched
 
     def _watch_again(self, full: Cell) -> None:
         """Train the arm on everything once more, bit for bit, where it was finished before anyone wanted to watch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,18 +123,19 @@ def compare(
             listed = tuple(classfolders.moved(listed, data["train"], base / "train"))
         else:
             base, reported_on = judge_data(folder, data, resolved.seed)
-        watched = any(arm in arms_by_name.WATCHING for arm in wanted)
         runner = CellRunner(
             folder,
             resolved,
             base,
             ranking=shares[0] if searching else None,
             listed=listed,
-            watched=watched,
             elsewhere=taken,
             engine=engine,
         )
         numbers = range(resolved.seed, resolved.seed + seeds)
+        given = (LISTED, listed_share) if listed else None
+        chains = [] if searching else grid.plan(shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given)
+        runner = replace(runner, watched=_to_watch(runner, chains))
         run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
         facts: dict[str, Any] = {
             "schema": SCHEMA,
@@ -156,8 +158,6 @@ def compare(
         if searching:
             done, facts["auto"] = _search(runner, numbers, margin / 100, run_cells)
         else:
-            given = (LISTED, listed_share) if listed else None
-            chains = grid.plan(shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given)
             done = run_cells(chains)
         result = conclude(runner, done, facts)
         save(result)
@@ -183,6 +183,12 @@ def checked_shares(prune: float | str | Sequence[float], seeds: int, jobs: int, 
     if not 0 <= margin <= 100:
         raise ConfigError(f"Expected a margin of 0 to 100 points of mAP, but got {margin:g}: 0.5 is a common one.")
     return shares
+
+
+def _to_watch(runner: CellRunner, chains: Sequence[Sequence[Cell]]) -> frozenset[int]:
+    """The seeds whose training on everything somebody still waits to choose by: what is finished needs no other."""
+    waiting = (cell for chain in chains for cell in chain if cell.arm in arms_by_name.WATCHING)
+    return frozenset(cell.seed for cell in waiting if runner.finished(cell) is None)
 
 
 def _terms(searching: bool, arms: Sequence[str], listed: Sequence[str]) -> dict[str, Any]:
