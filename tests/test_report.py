@@ -18,7 +18,8 @@ from yolo_adapruner.errors import RunError
 from yolo_adapruner.report import charts, comparison, page, pictures, rows
 from yolo_adapruner.report.drift import SIZES, drift
 from yolo_adapruner.report.run import SUSPECTS, Run, load
-from yolo_adapruner.report.svg import Panel, ticks
+from yolo_adapruner.report.svg import MARKS, Panel, mark, ticks
+from yolo_adapruner.study.arms import ORDER
 from yolo_adapruner.study.closing import report_run
 from yolo_adapruner.study.interval import Difference
 from yolo_adapruner.study.verdict import sentence
@@ -385,6 +386,11 @@ def test_the_weights_of_an_epoch_are_shares_of_equal_bins():
         "epoch 4, weight 0.00 to 0.05: 50.0 %",
         "epoch 4, weight 0.95 to 1.00: 50.0 %",
     ]
+
+
+def test_no_two_arms_of_a_comparison_have_the_same_mark():
+    marks = [re.search(r'class="mark (m\d)".* d="(.*?)"', mark(0, 0, kind)).groups() for kind in range(len(ORDER))]
+    assert len(set(marks)) == len(ORDER) > MARKS
 
 
 def test_words_in_a_drawing_are_escaped():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 MARKS = 8
-"""Marks told apart by shape and colour, `mark(kind)` with kind 0 to 7."""
+"""Colours, and shapes, of marks; `mark(kind)` with kind 0 to 63 gives each kind a pair of its own."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Panel:
 
 
 def mark(x: float, y: float, kind: int, words: str = "") -> Markup:
-    """Return one of `MARKS` marks, its centre at x, y; `words` appear where a mouse points at it."""
+    """Return the mark of a kind, its centre at x, y; `words` appear where a mouse points at it."""
     shapes = (
         "M-4 0A4 4 0 1 1 4 0A4 4 0 1 1 -4 0Z",
         "M-3.6-3.6H3.6V3.6H-3.6Z",
@@ -134,7 +134,8 @@ def mark(x: float, y: float, kind: int, words: str = "") -> Markup:
     )
     title = Markup("<title>{}</title>").format(words) if words else ""
     body = Markup('<path class="mark m{}" transform="translate({} {})" d="{}">{}</path>')
-    return body.format(kind % MARKS, x, y, shapes[kind % MARKS], title)
+    shape = (kind + 3 * (kind // MARKS)) % MARKS  # where colours come again, with other shapes
+    return body.format(kind % MARKS, x, y, shapes[shape], title)
 
 
 def ticks(low: float, high: float, about: int = 5) -> tuple[list[float], int]:
