@@ -51,7 +51,7 @@ class CellRunner:
         runs: folder of the comparison whose runs the arms' lists are cut from; None for this one's own.
         watched: seeds whose training on everything is watched, for cells of `arms.WATCHING` that are still to be run.
         elsewhere: cells that are finished though their folders are not here.
-        engine: what computes a detector's mAP, one of `evaluate.ENGINES`.
+        engine: what computes a detector's mAP, see `evaluate.coco_metrics`.
     """
 
     folder: Path

@@ -8,32 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_adapruner.core.reasons import DUPLICATE
+from yolo_adapruner.core.reasons import DRAWN
 from yolo_adapruner.data import export
 from yolo_adapruner.study import elsewhere, ledger
 from yolo_adapruner.study.arms import FULL, PRUNED, RUN
-from yolo_adapruner.study.elsewhere import Elsewhere
+from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.table import EPOCHS, Cell
 
 HOURS, OVERLAP, JUDGED = "hours", "overlap", "judged"
 """Kinds of entries: see `docs/compare-schema.md`."""
-
-
-class Homes(Protocol):
-    """Where cells lie, here or elsewhere."""
-
-    @property
-    def elsewhere(self) -> Elsewhere:
-        """Cells whose folders are not here."""
-
-    def home(self, cell: Cell) -> Path:
-        """Return the cell's folder."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +46,18 @@ class Chosen:
         return {elsewhere.KEPT: elsewhere.as_hex(self.kept), elsewhere.DRAWN: elsewhere.as_hex(self.drawn)}
 
 
-def of_runs(runner: Homes, runs: Sequence[Cell]) -> dict[Cell, Chosen]:
+def of_runs(runner: CellRunner, runs: Sequence[Cell]) -> dict[Cell, Chosen]:
     """Return what each run chose, of the runs that it is known of."""
     found = {}
     for cell in runs:
         if (runner.home(cell) / export.MANIFEST).is_file():
-            found[cell] = _chosen(export.read(runner.home(cell))[1])
+            outcome = export.read(runner.home(cell))[1]
+            reasons = outcome.columns.get("reason", np.full(len(outcome.kept), ""))
+            found[cell] = Chosen(outcome.kept, np.asarray(reasons == DRAWN))
         elif (kept := runner.elsewhere.bits(cell, elsewhere.KEPT)) is not None:
             drawn = runner.elsewhere.bits(cell, elsewhere.DRAWN)
             found[cell] = Chosen(kept, np.zeros_like(kept) if drawn is None else drawn)
     return found
-
-
-def _chosen(outcome: export.Outcome) -> Chosen:
-    columns, n = outcome.columns, len(outcome.kept)
-    by_lot = np.isfinite(columns.get("lot", np.full(n, np.nan))) & (columns.get("reason", np.full(n, "")) != DUPLICATE)
-    return Chosen(outcome.kept, np.asarray(~outcome.kept & by_lot))
 
 
 def entries(found: Mapping[Cell, Chosen], done: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.closing import report_comparison
 from yolo_adapruner.study.cluster import Cluster, installed, run_on_cluster
 from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicates, save
-from yolo_adapruner.study.evaluate import engine_classes
 from yolo_adapruner.study.folders import judge_folder
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images, set_of
 from yolo_adapruner.study.progress import Progress
@@ -95,7 +94,9 @@ def compare(
         raise ConfigError(
             f"Expected no budget beside prune=auto, which searches at equal updates, but got {budget}: leave it out."
         )
-    engine_classes(engine)
+    from yolo_adapruner.study.evaluate import engine_classes
+
+    engine_classes(engine)  # here, before anything is made
     cluster = _cluster(ray, jobs, resolved)
     wanted = (PRUNED,) if searching else arms_by_name.check(arms)
     task, data = set_of(resolved)  # first: a missing data set leaves no folder behind

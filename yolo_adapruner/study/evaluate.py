@@ -42,7 +42,6 @@ ULTRALYTICS_MAX_DET = 300
 """Detections an image keeps in an Ultralytics validation by default; COCO's own cap of 100 would cut them."""
 
 PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"
-ENGINES = (PYCOCOTOOLS, FASTER)
 
 _SIZES = ("small", "medium", "large")
 _CONFIDENCE = 0.95
@@ -231,7 +230,7 @@ def engine_classes(name: str) -> tuple[Any, Any]:
     """Return the classes COCO and COCOeval of an engine.
 
     Raises:
-        ConfigError: it is none of `ENGINES`, or is not installed.
+        ConfigError: it is neither of the two, or is not installed.
     """
     if name == PYCOCOTOOLS:
         return COCO, COCOeval
