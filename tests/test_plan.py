@@ -11,6 +11,8 @@ from tests.killing import different
 from yolo_adapruner import AdaPruneTrainer, PruneConfig
 from yolo_adapruner.core.schedule import Draw, Dynamic, Visits, validates
 from yolo_adapruner.data import export
+from yolo_adapruner.engine import state
+from yolo_adapruner.engine import trainer as engine
 from yolo_adapruner.engine.snapshot import Steps
 from yolo_adapruner.study.dynamic import infobatch
 
@@ -102,7 +104,6 @@ class Recorded:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_a_plan_that_draws_everything_is_stock_training_bit_for_bit(data, tmp_path):
     settings = {"epochs": 3, "mosaic": 0.5, "close_mosaic": 1}
     plan = Recorded()
@@ -120,7 +121,6 @@ def test_a_plan_that_draws_everything_is_stock_training_bit_for_bit(data, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 @pytest.mark.parametrize("rect", [False, True])
 def test_an_epoch_trains_on_what_is_drawn_and_keeps_the_recipe(data, tmp_path, rect):
     """Learning rates by epoch and momentum as with all images; the losses handed back are those of the forward."""
@@ -167,7 +167,6 @@ def test_an_epoch_trains_on_what_is_drawn_and_keeps_the_recipe(data, tmp_path, r
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_losses_are_the_images_shares_of_the_loss_whatever_they_weigh(data, tmp_path):
     sums = {}
     plan = Recorded(Draw(np.arange(N), np.linspace(0.5, 3, N)))
@@ -201,7 +200,6 @@ class Memory:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_an_interrupted_run_draws_what_the_run_that_nothing_interrupts_does(data, tmp_path):
     settings = {"epochs": 6, "nbs": 16, "mosaic": 0.5, "close_mosaic": 2}
 
@@ -230,7 +228,6 @@ def test_an_interrupted_run_draws_what_the_run_that_nothing_interrupts_does(data
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_one_image_does_not_stand_alone_where_batch_normalisation_needs_two(data, tmp_path):
     plan = Recorded(Draw.of(np.arange(N) < 9))
     sizes = []
@@ -337,7 +334,6 @@ def test_validation_comes_per_image_trained_on():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_a_dynamic_run_that_is_resumed_ends_as_one_that_was_not_interrupted(data, tmp_path):
     method = {"dynamic": True, "warmup": 2, "joint": 0.2, "dynamic_anneal": 0.1}
     settings = {"epochs": 10, "mosaic": 0.5, "close_mosaic": 2, "share": 0.25, "method": method}
@@ -371,9 +367,9 @@ def test_a_dynamic_run_that_is_resumed_ends_as_one_that_was_not_interrupted(data
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
-def test_an_epoch_that_is_not_validated_is_never_the_best(data, tmp_path):
+def test_an_epoch_that_is_not_validated_is_never_the_best(data, tmp_path, monkeypatch):
     """Its metrics are those of the last validation, and best.pt is of an epoch that was looked at."""
+    monkeypatch.setattr(engine, "_SECONDS_UNSAVED", 0)
     method = {"dynamic": True, "warmup": 1, "joint": 0.2}
     written = []
 
@@ -386,3 +382,68 @@ def test_an_epoch_that_is_not_validated_is_never_the_best(data, tmp_path):
     for before, row in itertools.pairwise(rows):
         same = row["metrics/mAP50-95(B)"] == before["metrics/mAP50-95(B)"]
         assert same or row["prune/validated"]
+
+
+SHORT = {"share": 0.5, "method": {"warmup": 1, "joint": 0.3, "floor": 0}, "epochs": 20}
+"""A run whose fine-tune epochs draw half of the images, so that every second one is validated."""
+
+
+@pytest.mark.slow
+def test_a_short_epoch_that_is_not_validated_is_not_saved(data, tmp_path, monkeypatch):
+    saved = []
+    callbacks = {"on_model_save": lambda trainer: saved.append(trainer.epoch + 1)}
+    train_here(data, tmp_path / "r", callbacks=callbacks, **SHORT)
+    looked = [row["epoch"] for row in results(tmp_path / "r") if row["prune/validated"]]
+    decided = sum(row["prune/stage"] < 3 for row in results(tmp_path / "r"))
+    assert saved == sorted({*looked, decided})  # and once it is known which images go
+    assert len(saved) < 16
+    saved.clear()
+    monkeypatch.setattr(engine, "_SECONDS_UNSAVED", 0)
+    train_here(data, tmp_path / "all", callbacks=callbacks, **SHORT)
+    assert saved == list(range(1, 21))
+    assert different(tmp_path / "r", tmp_path / "all") == []
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_behind_epochs_that_are_not_saved_ends_as_ever(data, tmp_path):
+    cut_in = []
+
+    class Cut(AdaPruneTrainer):
+        def optimizer_step(self):
+            super().optimizer_step()
+            if self._since and self.epoch > 10:
+                cut_in.append(self.epoch)
+                raise KeyboardInterrupt
+
+    whole = train_here(data, tmp_path / "whole", **SHORT)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(data, tmp_path / "cut", trainer=Cut, **SHORT)
+    file = tmp_path / "cut" / "weights" / "adaprune.pt"
+    assert state.load(file)["epoch"] == cut_in[0] - 2  # the one between was trained, and not saved
+    trainer = AdaPruneTrainer.configured(whole.prune_config)(
+        overrides={"resume": str(file), "save_dir": str(tmp_path / "cut"), "data": str(data)}
+    )
+    trainer.train()
+    assert different(tmp_path / "whole", tmp_path / "cut") == []
+
+
+@pytest.mark.slow
+def test_nan_behind_an_epoch_that_is_not_saved_goes_on_with_the_mask_as_it_is(data, tmp_path):
+    """Ultralytics takes the weights of its last checkpoint; the mask has moved on since and stays where it is."""
+    begun, failed = [], []
+
+    class Fails(AdaPruneTrainer):
+        def _handle_nan_recovery(self, epoch):
+            if epoch > 10 and not failed and state.load(self.wdir / "adaprune.pt")["epoch"] < epoch - 1:
+                failed.append(epoch)
+                self.loss = self.loss * float("nan")
+            return super()._handle_nan_recovery(epoch)
+
+    callbacks = {"on_train_epoch_start": lambda trainer: begun.append(trainer.epoch)}
+    trainer = train_here(data, tmp_path / "r", trainer=Fails, callbacks=callbacks, **SHORT)
+    assert begun == sorted([*range(20), *failed])
+    assert len(failed) == 1
+    rows = results(tmp_path / "r")
+    assert [row["epoch"] for row in rows] == list(range(1, 21))
+    assert trainer.visits.count.sum() == sum(row["prune/images"] for row in rows)
+    assert trainer.visits.count.max() == 20

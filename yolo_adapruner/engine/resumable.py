@@ -1,7 +1,7 @@
 """A trainer whose run may be cut off at any moment and, resumed, ends where it would have ended.
 
 Ultralytics' own resume begins from averaged weights in half precision, another shuffle and other random numbers. This
-one writes `state`'s file after each epoch and goes on from that alone. It carries the mask's state without knowing what
+one writes `state`'s file after an epoch and goes on from that alone. It carries the mask's state without knowing what
 is in it, and leaves Ultralytics' training loop as it is.
 """
 

@@ -1,11 +1,11 @@
-"""The file a run goes on from, `weights/adaprune.pt`: written whole after each epoch, checked before it is trusted.
+"""The file a run goes on from, `weights/adaprune.pt`: written whole after an epoch, checked before it is trusted.
 
 One file holds all of one epoch: mask and controller, the training state in full precision, and what the run was started
 with. So there is nothing for an interruption to set at odds: a resume trusts this file alone. Order of an epoch's
 writes, and what a kill after each leaves:
 
-1. `results.csv` gets its line (Ultralytics appends). The file still holds the epoch before, and the table as it was
-   then; a resume writes that table back, and trains the epoch again.
+1. `results.csv` gets its line (Ultralytics appends). The file still holds an epoch before, with the table as it was
+   then; a resume writes that table back, and trains again what came after. Not each short epoch is saved.
 2. This file is replaced: written under another name, flushed to disk, renamed. From here on the epoch is done.
 3. `last.pt` and `best.pt` are replaced in the same way. A resume writes them again as this epoch had them, so whichever
    is old or missing is put right; neither can be newer than this file.

@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_SECONDS_UNSAVED = 60.0
+"""Training that an interruption may cost: writing an epoch takes as long as a tenth of training a very short one."""
+
+
 class AdaPruneMixin(Resumable):
     """The mask's part of a trainer; stands before an Ultralytics trainer among the bases of a class.
 
@@ -108,6 +112,7 @@ class AdaPruneMixin(Resumable):
         self.visits: Visits | None = None
         self._tap: Any = None
         self._onlooker: watch.Watch | None = None
+        self._saved_at = -math.inf  # seconds of the clock that only goes forward
         self._since = 0  # images trained on since the last validation
         self._validated: dict[str, float] | None = None  # what that said
         self.remarks: dict[str, Any] = {}
@@ -707,16 +712,34 @@ class AdaPruneMixin(Resumable):
         if self.visits is not None:
             self._enter(None if mask["entered"] is None else Stage(mask["entered"]))
 
+    def save_model(self) -> bool:
+        """Save each epoch that is validated, and of the others those that would take long to train again."""
+        if not self._may_go_unsaved():
+            self._saved_at = time.monotonic()
+            return super().save_model()
+        return False
+
+    def _may_go_unsaved(self) -> bool:
+        if self.visits is None or not self._since or self.stop or self._decided_just_now or self.args.save_period > 0:
+            return False
+        return time.monotonic() - self._saved_at < _SECONDS_UNSAVED
+
+    @property
+    def _decided_just_now(self) -> bool:
+        return self.pruner is not None and self.pruner.kept is not None and self._kept_dataset is None
+
     def save_checkpoints(self) -> bool:
         """Write Ultralytics' checkpoints, then the kept and dropped lists once they are decided."""
         saved = super().save_checkpoints()
-        if self.pruner is not None and self.pruner.kept is not None and self._kept_dataset is None:
+        if self._decided_just_now:
             self._export(metrics=None)
         return saved
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
-        if self.visits is not None:  # NaN recovery; on resume there is neither yet
+        # NaN recovery; on resume there are no visits yet. Behind an epoch that was not saved the mask stays as that
+        # left it: an epoch is closed only once it stands.
+        if self.visits is not None and ckpt["epoch"] == self.epoch - 1:
             self._restore(ckpt["epoch"])
 
     def _restore(self, epoch: int) -> None:
