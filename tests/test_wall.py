@@ -75,7 +75,6 @@ def test_figures_are_paired_by_seed():
 
 @pytest.mark.slow
 def test_a_grid_is_run_once_and_a_cell_that_was_cut_off_again(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
     settings = helpers.cli_words({"epochs": 4, "nbs": 8, "mosaic": 0.0, "plots": False, "imgsz": 64, "batch": 8})
     file = tmp_path / "run.yaml"
     file.write_text(f"model: {config.model}\ndata: {config.data}\ndevice: cpu\n", encoding="utf-8")
@@ -83,7 +82,11 @@ def test_a_grid_is_run_once_and_a_cell_that_was_cut_off_again(config, tmp_path, 
     words += ["--work", str(tmp_path / "work")]
     assert bench.main(words) == 0
     [line] = capsys.readouterr().out.splitlines()
-    stock, dynamic = json.loads(line)["arms"]
+    found = json.loads(line)
+    stock, dynamic = found["arms"]
+    assert [(one["arm"], one["seconds"]) for one in found["cells"]] == [(a["arm"], a["seconds"]) for a in found["arms"]]
+    assert (found["epochs"], found["imgsz"], found["mixing"]) == (4, 64, {"mosaic": 0.0})
+    assert "ultralytics" in found["versions"]
     assert (stock["arm"], stock["images"], dynamic["arm"]) == ("stock", 1, "dynamic")
     assert dynamic["images"] < 1
     assert (tmp_path / "work" / "stock-s0" / "run" / "weights" / "best.pt").is_file()

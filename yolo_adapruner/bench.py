@@ -125,21 +125,30 @@ def _wall(args: argparse.Namespace) -> str:
     from yolo_adapruner.config import key_values, load
     from yolo_adapruner.study import wall
 
-    config = load(args.config, {**key_values(args.settings), **{key: getattr(args, key) for key in _FLAGS}})
+    config = load(args.config, {**key_values(args.settings), **_flags(args)})
     arms = wall.ARMS if args.arms is None else tuple(args.arms.split(","))
     cells = []
     for cell in wall.Bench(config, Path(args.work), arms, tuple(args.seeds)).run():
         cells.append(cell)
         print(f"{cell['arm']}, seed {cell['seed']}: {cell['seconds']:.0f} s, {wall.machine()}", file=sys.stderr)
     rows = wall.summary(cells)
-    return json.dumps({"bench": "wall", "arms": rows}) if args.json else wall.table(rows)
+    if not args.json:
+        return wall.table(rows)
+    from yolo_adapruner.engine import stepcost
+
+    beside = {key: value for key, value in stepcost.facts(config).items() if key != "seed"}
+    return json.dumps({"bench": "wall", "arms": rows, "cells": cells, "epochs": config.epochs, **beside})
 
 
 def _config(args: argparse.Namespace, mixing: dict[str, float]) -> RunConfig:
     from yolo_adapruner.config import key_values, load
 
-    given = {key: getattr(args, key) for key in _FLAGS}
-    return load(args.config, {**mixing, **key_values(args.settings), **given})
+    return load(args.config, {**mixing, **key_values(args.settings), **_flags(args)})
+
+
+def _flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given as flags; they win over words of the form key=value."""
+    return {key: value for key in _FLAGS if (value := getattr(args, key)) is not None}
 
 
 def _attribution(args: argparse.Namespace) -> str:
