@@ -1,4 +1,4 @@
-"""Keeps the tests apart from the user's own Ultralytics settings, and orders them: quick ones first.
+"""Keeps the tests apart from the user's own Ultralytics settings, each on one thread, and orders them.
 
 Ultralytics reads its environment and its settings file once, when it is imported, so this happens while pytest loads
 this file, before it collects any test module. Subprocesses inherit it.
@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,9 @@ ENVIRONMENT = {
     "YOLO_AUTOINSTALL": "0",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "MPLBACKEND": "Agg",
+    # Small batches gain nothing from more threads, and beside other tests those wait for each other.
+    "OMP_NUM_THREADS": "1",
+    "YOLO_ADAPRUNER_THREADS": "1",
 }
 FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
 
@@ -68,29 +71,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: otherwise the order stays
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # file by file: the quick ones fill up what the long ones leave at the end
+        items.sort(key=lambda item: -slow[item.path])
+    else:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: otherwise the order stays
     if part := config.getoption("--part"):
         out = [item for item in items if (item.get_closest_marker("alone") is None) != (part == "together")]
         config.hook.pytest_deselected(items=out)
         left_out = set(out)
         items[:] = [item for item in items if item not in left_out]
-
-
-@pytest.fixture
-def runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small batches gain nothing from more threads, and on a busy machine those wait for each other."""
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-
-
-@pytest.fixture(scope="module")
-def torch_on_one_thread() -> Iterator[None]:
-    """The same for what computes without a run of ours."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -127,8 +127,8 @@ def results(folder: Path) -> list[dict[str, float]]:
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a subprocess: this one's, one thread, UTF-8."""
-    return {**os.environ, "YOLO_ADAPRUNER_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", **changes}
+    """Return the environment of a subprocess: this one's, UTF-8."""
+    return {**os.environ, "PYTHONUTF8": "1", **changes}
 
 
 def python(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -327,7 +327,6 @@ def small_world(patch: pytest.MonkeyPatch, shared: Path) -> None:
     for key, value in small.items():  # where a snippet leaves them to Ultralytics' own defaults
         patch.setattr(DEFAULT_CFG, key, value)
         patch.setitem(DEFAULT_CFG_DICT, key, value)
-    patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
     patch.setattr(resources, "_PACKAGE", shared / "package")
 
 

@@ -95,9 +95,6 @@ COLOURFUL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("torch_on_one_thread")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_set(tmp_path_factory.mktemp("ids"))

@@ -283,9 +283,8 @@ def test_albumentations_is_loaded_only_where_it_is_needed():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """The run config of a run in seconds."""
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
     data = helpers.build_set(tmp_path / "set")
     settings = {k: v for k, v in helpers.QUICK.items() if k in RunConfig.model_fields}
     return {

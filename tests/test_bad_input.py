@@ -20,9 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = helpers.cli_words({**helpers.QUICK, "epochs": 3, "batch": 4})
 
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
-
-
 @pytest.fixture
 def no_network(monkeypatch):
     """Ultralytics' ways to the network; taking one fails the test."""

@@ -17,9 +17,8 @@ WIDE = 2.0  # a mask that doubles a step is broken, on the busiest machine
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
+def config(tmp_path):
     """A run config file of the tiny network on a set of 24 images."""
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
     data = helpers.build_set(tmp_path / "set")
     model = helpers.write_architecture(tmp_path / "small.yaml")
     file = tmp_path / "run.yaml"

@@ -17,8 +17,6 @@ from yolo_adapruner.study.compare import compare
 from yolo_adapruner.study.table import EPOCHS, UPDATES
 from yolo_adapruner.study.topk import Ranks
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
-
 RANKS = Ranks(("a", "b", "c", "d"), np.array([0, 0, 1, 2]), np.array([0, 1, 0, 7]))
 
 
@@ -80,16 +78,14 @@ def compared(tmp_path_factory):
     listed = sorted(str(p) for p in (root / "train").rglob("*.png"))[::2]
     (home / "kept.txt").write_text("\n".join(listed), encoding="utf-8")
     model = classes.write_architecture(home / "small-cls.yaml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-        result = compare(
-            {"model": str(model), "data": str(root), "epochs": 3, "imgsz": 32, "batch": 8, "device": "cpu"},
-            prune=0.25,
-            seeds=1,
-            arms=("pruned", "class-random", "highest-loss", "most-error"),
-            kept=home / "kept.txt",
-            **terms(home),
-        )
+    result = compare(
+        {"model": str(model), "data": str(root), "epochs": 3, "imgsz": 32, "batch": 8, "device": "cpu"},
+        prune=0.25,
+        seeds=1,
+        arms=("pruned", "class-random", "highest-loss", "most-error"),
+        kept=home / "kept.txt",
+        **terms(home),
+    )
     return home, result
 
 

@@ -15,8 +15,6 @@ from yolo_adapruner.engine.classloss import CHANNELS, Answer, ClassTap, class_ch
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study.baselines import error_norm
 
-pytestmark = pytest.mark.usefixtures("torch_on_one_thread")
-
 
 class _Model:
     """All of a model that the tap asks for."""

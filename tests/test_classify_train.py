@@ -22,8 +22,6 @@ from yolo_adapruner.engine import run as engine
 from yolo_adapruner.engine.classloss import CHANNELS
 from yolo_adapruner.errors import ConfigError, DataError, RunError
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -33,12 +31,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """A finished run of a set with an empty class."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-        own = tmp_path_factory.mktemp("finished") / "set"
-        shutil.copytree(data, own)
-        (own / "train" / "never").mkdir()
-        return classes.train_here(own, own.parent / "run", share=0.3, method={"warmup": 1})
+    own = tmp_path_factory.mktemp("finished") / "set"
+    shutil.copytree(data, own)
+    (own / "train" / "never").mkdir()
+    return classes.train_here(own, own.parent / "run", share=0.3, method={"warmup": 1})
 
 
 def _weights(trainer):
@@ -283,9 +279,7 @@ def odd(data, tmp_path_factory):
     disc[0].write_bytes(b"no image")
     shutil.copyfile(square[0], root / "train" / "disc" / "again.png")
     shutil.rmtree(root / "val" / "disc")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-        trainer = classes.train_here(root, root.parent / "run", share=0.3, method={"warmup": 1})
+    trainer = classes.train_here(root, root.parent / "run", share=0.3, method={"warmup": 1})
     return root, json.loads((Path(trainer.save_dir) / "manifest.json").read_text(encoding="utf-8")), trainer
 
 

@@ -169,7 +169,6 @@ def train(kind: str, home: Path, folder: str, patch: pytest.MonkeyPatch, **setti
 
     (home / f"{folder}-notes").mkdir()
     patch.setenv(two_processes.NOTES, str(home / f"{folder}-notes"))
-    patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
     patch.setattr(run, "trainer_for", lambda task: getattr(two_processes, kind))
     base = {"model": str(home / "small.yaml"), "data": str(home / "set" / "data.yaml")}
     return run.train(load(base, {**QUICK, **STILL, **settings}), save_dir=home / folder)

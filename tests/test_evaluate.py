@@ -1,10 +1,9 @@
 """mAP by pycocotools: by hand, against Ultralytics' own, and whatever could quietly turn it into another number."""
 
-import contextlib
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -264,25 +263,15 @@ def write_set(root: Path, scenes: Sequence[tuple[np.ndarray, list[list[float]]]]
     return data
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def train_a_little(scenes: Sequence[tuple[np.ndarray, list[list[float]]]], weights: Path) -> None:
-    """Train NET on the scenes and save it as Ultralytics saves a checkpoint; one thread, more only get in the way."""
+    """Train NET on the scenes and save it as Ultralytics saves a checkpoint."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
 
     small = [cv2.resize(picture, (WIDE, HIGH))[..., ::-1] for picture, _ in scenes]
     x = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255
     labels = [torch.tensor(rows, dtype=torch.float32).reshape(-1, 5) for _, rows in scenes]
-    with torch.random.fork_rng(), one_thread():
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DetectionModel(NET, verbose=False)
         model.args, model.names = get_cfg(), dict(enumerate(COLOURS))

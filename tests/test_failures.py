@@ -28,9 +28,6 @@ SETTINGS = helpers.cli_words({**helpers.QUICK, "epochs": 5, "batch": BATCH, "pru
 """Two epochs of warm-up, then the joint stage and, from epoch 4 on, the fine-tune."""
 
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """The working directory: a set, the small architecture, a run config of both."""

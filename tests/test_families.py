@@ -132,9 +132,6 @@ POSE_KEYS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("torch_on_one_thread")
-
-
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """A data file of each task, written when first asked for."""

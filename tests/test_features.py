@@ -15,7 +15,6 @@ from yolo_adapruner.engine.features import FeatureTap
 from yolo_adapruner.engine.owners import Ownership
 from yolo_adapruner.engine.places import PADDING
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
 SIZE = 16
 
 
@@ -114,28 +113,26 @@ WARM = {"warmup": 3, "joint": 0.5}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The same run with and without the comparison of images: warm-up weights after three epochs, and the trainer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-        folder = tmp_path_factory.mktemp("features")
-        data = helpers.build_set(folder / "set", train=16, val=4)
-        found = {}
-        for redundancy in (0.0, 0.5):
-            taken = []
+    folder = tmp_path_factory.mktemp("features")
+    data = helpers.build_set(folder / "set", train=16, val=4)
+    found = {}
+    for redundancy in (0.0, 0.5):
+        taken = []
 
-            def note(trainer, taken=taken):
-                taken.append(deepcopy(trainer.model.state_dict()))
+        def note(trainer, taken=taken):
+            taken.append(deepcopy(trainer.model.state_dict()))
 
-            trainer = train_here(
-                data,
-                folder / f"run-{redundancy}",
-                method={**WARM, "redundancy": redundancy},
-                epochs=8,
-                mosaic=0.5,
-                close_mosaic=0,
-                callbacks={"on_train_epoch_end": note},
-            )
-            found[redundancy] = trainer, taken[2]
-        return found
+        trainer = train_here(
+            data,
+            folder / f"run-{redundancy}",
+            method={**WARM, "redundancy": redundancy},
+            epochs=8,
+            mosaic=0.5,
+            close_mosaic=0,
+            callbacks={"on_train_epoch_end": note},
+        )
+        found[redundancy] = trainer, taken[2]
+    return found
 
 
 def test_comparing_images_leaves_the_training_as_it_is_bit_for_bit(runs) -> None:

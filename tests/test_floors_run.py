@@ -14,7 +14,6 @@ from yolo_adapruner.engine.trainer import Stage
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study.summary import selection_lines
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
 QUICKLY = {"warmup": 1, "joint": 0.5}
 
 

@@ -363,7 +363,6 @@ def test_cleanlab_arrays_are_labels_alone_where_there_is_no_checkpoint(run):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_cleanlab_scores_the_images_by_labels_and_predictions(tmp_path):
     pytest.importorskip("cleanlab", reason="cleanlab is not installed: pip install cleanlab")
     from cleanlab.object_detection.filter import find_label_issues

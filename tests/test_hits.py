@@ -348,7 +348,7 @@ def test_what_cannot_run_is_one_line(tmp_path, runs, capsys):
 
 
 @pytest.mark.slow
-def test_a_real_run_gives_a_line(tmp_path, grid, runs_on_one_thread, monkeypatch):
+def test_a_real_run_gives_a_line(tmp_path, grid, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {"model": write_architecture(tmp_path / "small.yaml").name, "imgsz": 64, "epochs": 3, "device": "cpu"}
     assert grid(0, settings=tuple(cli_words({**small, "prune.warmup": 1}))) == 0

@@ -24,7 +24,7 @@ from yolo_adapruner.engine import trainer as trainer_module
 from yolo_adapruner.engine.channels import CHANNELS
 from yolo_adapruner.engine.losses import LossTap
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runs_on_one_thread")]
+pytestmark = pytest.mark.slow
 
 N = 24
 STRIDES = (8, 16, 32)

@@ -106,7 +106,6 @@ def test_a_callback_of_the_users_sees_them_and_may_write_among_the_metrics(logge
     assert "mine" in notes["left"]
 
 
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_neither_metrics_nor_checkpoints_nor_fitness_know_of_it(tmp_path):
     """What is shown to loggers is taken back: the trainer's metrics are Ultralytics' own before and after."""
     at_save = []

@@ -49,7 +49,7 @@ def assert_same(a: AdaPruner, b: AdaPruner) -> None:
 
 
 @pytest.mark.parametrize("own_loader", [True, False], ids=["our sampler", "a loader of one's own"])
-def test_a_plain_loop_drops_the_wrongly_labelled_samples(own_loader, torch_on_one_thread):
+def test_a_plain_loop_drops_the_wrongly_labelled_samples(own_loader):
     torch.manual_seed(0)
     x = torch.randn(400, 8)
     y = (x[:, 0] + x[:, 1] > 0).long()

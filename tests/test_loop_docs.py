@@ -21,7 +21,7 @@ def run(blocks: list[str], names: dict) -> dict:
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch, torch_on_one_thread):
+def page(tmp_path, monkeypatch):
     """The names that the page's plain blocks leave, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

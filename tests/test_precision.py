@@ -27,9 +27,6 @@ N, EPOCHS = 26, 6
 METHOD = {"warmup": 1, "joint": 0.5}  # stages 1, 2, 2, 2, 3, 3
 
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return helpers.build_set(tmp_path_factory.mktemp("precision") / "set", train=N)

@@ -41,7 +41,7 @@ def test_the_oracle_takes_the_planted_first_and_draws_the_rest():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("torch_on_one_thread", "small")
+@pytest.mark.usefixtures("small")
 def test_a_cell_has_every_arm_and_the_same_seed_the_same_figures():
     found = rest.cell(0.2, 0, shares=(0.3,))
     assert set(found) == {"full", *(f"{arm} 0.3" for arm in rest.ARMS)}

@@ -23,7 +23,7 @@ from yolo_adapruner import AdaPruneTrainer, PruneConfig
 from yolo_adapruner.cli import main
 from yolo_adapruner.engine import state
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runs_on_one_thread")]
+pytestmark = pytest.mark.slow
 
 EPOCHS = 6  # two of warm-up, two joint, two of fine-tune
 INTERRUPTED = "yolo-adapruner: interrupted; what is on disk can be resumed with --resume RUN"
@@ -47,8 +47,7 @@ def run_words(name: str, **settings: object) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(home):
     """The run that nothing interrupts."""
-    with helpers.working_directory(home), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+    with helpers.working_directory(home):
         assert main(run_words("whole")) == 0
     return home / "runs" / "adaprune" / "whole"
 
@@ -95,7 +94,6 @@ def interrupted(home):
 
     def run(name, interrupt, epoch):
         with helpers.working_directory(home), pytest.MonkeyPatch.context() as patch:
-            patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
             interrupt(patch, epoch)
             assert main(run_words(name)) == 130
         return home / "runs" / "adaprune" / name

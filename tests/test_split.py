@@ -21,9 +21,6 @@ FAMILIES = ("yolov3-tiny.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml")
 CLASSES = 4
 
 
-pytestmark = pytest.mark.usefixtures("torch_on_one_thread")
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
     """A detector at random weights, in training mode, with the hyperparameters a trainer would set."""

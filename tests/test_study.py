@@ -230,11 +230,6 @@ def classifiers(tmp_path_factory):
     return home, config, other
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
-
-
 def settings_of(result, variant, cell):
     return yaml.safe_load((result.folder / variant / "cells" / cell / "adaprune.yaml").read_text(encoding="utf-8"))
 

@@ -17,7 +17,7 @@ from tests.helpers import QUICK, read_list, results, stages, train_here, trainin
 from yolo_adapruner.data import npz
 from yolo_adapruner.engine.channels import CHANNELS
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runs_on_one_thread")]
+pytestmark = pytest.mark.slow
 
 LEFT_BEHIND = (
     "adaprune.yaml",

@@ -26,9 +26,6 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 SETTINGS = helpers.cli_words({**helpers.QUICK, "batch": 4})
 
 
-pytestmark = pytest.mark.usefixtures("runs_on_one_thread")
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

@@ -207,9 +207,9 @@ def test_few_studies_are_counted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["same list, 3 seeds", "weights perturbed", "labels spoiled, images differ, 5 seeds"])
+@pytest.mark.parametrize("name", ["same list, 3 seeds", "weights perturbed", "labels spoiled, images alone differ"])
 def test_the_interval_holds_the_truth_in_93_to_97_percent_of_1000_studies(name):
-    found = calibrate(WORLDS[name], 1000)
+    found = calibrate(WORLDS[name], 1000, trainings=400)  # a tenth of the interval's half width, at the most
     assert 0.93 <= found.holds[OURS] <= 0.97
     if found.truth == 0:
         assert found.differs[OURS] <= 0.05 + 0.0135  # counted over 1,000 studies: 5 ± 1.35 %

@@ -262,8 +262,7 @@ def place(tmp_path_factory):
     helpers.build_set(place / "set")
     helpers.write_architecture(place / "small.yaml")
     (place / "run.yaml").write_text("model: small.yaml\ndata: set/data.yaml\n", encoding="utf-8")
-    with helpers.working_directory(place), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_ADAPRUNER_THREADS", "1")
+    with helpers.working_directory(place):
         assert main(words("old")) == 0
     return place
 
@@ -272,7 +271,6 @@ def place(tmp_path_factory):
 def old(place, monkeypatch):
     """The finished run, seen from the folder above it."""
     monkeypatch.chdir(place)
-    monkeypatch.setenv("YOLO_ADAPRUNER_THREADS", "1")
     return place / "runs" / "adaprune" / "old"
 
 

@@ -109,7 +109,6 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_watching_changes_no_bit_of_a_training_of_boxes(data, tmp_path):
     settings = {"share": 0, "mosaic": 1.0, "close_mosaic": 1, "epochs": 2}
     plain = helpers.train_here(data, tmp_path / "plain", **settings)
@@ -124,7 +123,6 @@ def test_watching_changes_no_bit_of_a_training_of_boxes(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_a_classifier_s_forgetting_is_that_of_its_own_answers(tmp_path):
     """Noted beside it at each step, image by image, by the rows that the loader drew."""
     root = classes.build_folders(tmp_path / "set", train=24, val=6)
@@ -159,7 +157,6 @@ def test_a_classifier_s_forgetting_is_that_of_its_own_answers(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_on_one_thread")
 def test_an_interrupted_watch_ends_as_one_that_was_not(tmp_path):
     root = classes.build_folders(tmp_path / "set", train=24, val=6)
     model = classes.write_architecture(tmp_path / "small-cls.yaml")

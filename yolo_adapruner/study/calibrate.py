@@ -64,7 +64,9 @@ class Calibration:
     outcomes: dict[str, float]
 
 
-def calibrate(world: World, studies: int, *, margin: float = 0.02, first: int = 0) -> Calibration:
+def calibrate(
+    world: World, studies: int, *, margin: float = 0.02, first: int = 0, trainings: int = 2000
+) -> Calibration:
     """Run simulated studies of one world and count.
 
     Args:
@@ -72,9 +74,10 @@ def calibrate(world: World, studies: int, *, margin: float = 0.02, first: int = 
         studies: how many, >= 1.
         margin: of the verdicts, in [0, 1].
         first: number of the first study; other numbers are other studies.
+        trainings: over how many the truth is a mean, >= 1.
     """
     same = World(images=world.images, seeds=world.seeds, seed_spread=world.seed_spread) == world
-    true = 0.0 if same else simulate.truth(world)
+    true = 0.0 if same else simulate.truth(world, trainings=trainings)
     holds, differs, outcomes = Counter[str](), Counter[str](), Counter[str]()
     width = dict.fromkeys(METHODS, 0.0)
     for number in range(first, first + studies):
