@@ -11,8 +11,7 @@ from tests.killing import different
 from yolo_adapruner import AdaPruneTrainer, PruneConfig
 from yolo_adapruner.core.schedule import Draw, Dynamic, Visits, validates
 from yolo_adapruner.data import export
-from yolo_adapruner.engine import state
-from yolo_adapruner.engine import trainer as engine
+from yolo_adapruner.engine import runtime, state
 from yolo_adapruner.engine.snapshot import Steps
 from yolo_adapruner.study.dynamic import infobatch
 
@@ -367,9 +366,8 @@ def test_a_dynamic_run_that_is_resumed_ends_as_one_that_was_not_interrupted(data
 
 
 @pytest.mark.slow
-def test_an_epoch_that_is_not_validated_is_never_the_best(data, tmp_path, monkeypatch):
+def test_an_epoch_that_is_not_validated_is_never_the_best(data, tmp_path):
     """Its metrics are those of the last validation, and best.pt is of an epoch that was looked at."""
-    monkeypatch.setattr(engine, "_SECONDS_UNSAVED", 0)
     method = {"dynamic": True, "warmup": 1, "joint": 0.2}
     written = []
 
@@ -388,30 +386,46 @@ SHORT = {"share": 0.5, "method": {"warmup": 1, "joint": 0.3, "floor": 0}, "epoch
 """A run whose fine-tune epochs draw half of the images, so that every second one is validated."""
 
 
+@pytest.fixture
+def minute_apart(monkeypatch):
+    """Epochs that are not the best are saved once a minute, as where nothing else is asked for: here never."""
+    monkeypatch.delenv(runtime.SAVE_SECONDS)
+
+
 @pytest.mark.slow
-def test_a_short_epoch_that_is_not_validated_is_not_saved(data, tmp_path, monkeypatch):
-    saved = []
-    callbacks = {"on_model_save": lambda trainer: saved.append(trainer.epoch + 1)}
+def test_short_epochs_that_are_not_the_best_are_not_saved(data, tmp_path, monkeypatch, minute_apart):
+    saved, best = [], []
+
+    def note(trainer):
+        if trainer.epoch < 20 and trainer.fitness is not None and trainer.fitness == trainer.best_fitness:
+            best.append(trainer.epoch + 1)
+
+    callbacks = {"on_model_save": lambda trainer: saved.append(trainer.epoch + 1), "on_fit_epoch_end": note}
     train_here(data, tmp_path / "r", callbacks=callbacks, **SHORT)
-    looked = [row["epoch"] for row in results(tmp_path / "r") if row["prune/validated"]]
     decided = sum(row["prune/stage"] < 3 for row in results(tmp_path / "r"))
-    assert saved == sorted({*looked, decided})  # and once it is known which images go
+    assert saved == sorted({1, *best, decided, 20})  # and once it is known which images go
     assert len(saved) < 16
     saved.clear()
-    monkeypatch.setattr(engine, "_SECONDS_UNSAVED", 0)
+    monkeypatch.setenv(runtime.SAVE_SECONDS, "0")
     train_here(data, tmp_path / "all", callbacks=callbacks, **SHORT)
     assert saved == list(range(1, 21))
     assert different(tmp_path / "r", tmp_path / "all") == []
 
 
+def test_a_word_that_is_no_number_of_seconds_counts_as_unset(monkeypatch):
+    assert runtime.save_seconds() == 0
+    monkeypatch.setenv(runtime.SAVE_SECONDS, "often")
+    assert runtime.save_seconds() == 60
+
+
 @pytest.mark.slow
-def test_a_run_that_was_cut_off_behind_epochs_that_are_not_saved_ends_as_ever(data, tmp_path):
+def test_a_run_that_was_cut_off_behind_epochs_that_are_not_saved_ends_as_ever(data, tmp_path, minute_apart):
     cut_in = []
 
     class Cut(AdaPruneTrainer):
         def optimizer_step(self):
             super().optimizer_step()
-            if self._since and self.epoch > 10:
+            if self.epoch > 10 and state.load(self.wdir / "adaprune.pt")["epoch"] < self.epoch - 1:
                 cut_in.append(self.epoch)
                 raise KeyboardInterrupt
 
@@ -419,7 +433,7 @@ def test_a_run_that_was_cut_off_behind_epochs_that_are_not_saved_ends_as_ever(da
     with pytest.raises(KeyboardInterrupt):
         train_here(data, tmp_path / "cut", trainer=Cut, **SHORT)
     file = tmp_path / "cut" / "weights" / "adaprune.pt"
-    assert state.load(file)["epoch"] == cut_in[0] - 2  # the one between was trained, and not saved
+    assert cut_in  # there was an epoch that was trained, and not saved
     trainer = AdaPruneTrainer.configured(whole.prune_config)(
         overrides={"resume": str(file), "save_dir": str(tmp_path / "cut"), "data": str(data)}
     )
@@ -428,7 +442,7 @@ def test_a_run_that_was_cut_off_behind_epochs_that_are_not_saved_ends_as_ever(da
 
 
 @pytest.mark.slow
-def test_nan_behind_an_epoch_that_is_not_saved_goes_on_with_the_mask_as_it_is(data, tmp_path):
+def test_nan_behind_an_epoch_that_is_not_saved_goes_on_with_the_mask_as_it_is(data, tmp_path, minute_apart):
     """Ultralytics takes the weights of its last checkpoint; the mask has moved on since and stays where it is."""
     begun, failed = [], []
 

@@ -23,6 +23,21 @@ CHANNELS_LAST = "YOLO_ADAPRUNER_CHANNELS_LAST"
 """Environment variable that has models laid out channels last; see `channels_last`."""
 
 
+SAVE_SECONDS = "YOLO_ADAPRUNER_SAVE_SECONDS"
+"""Environment variable: seconds apart at which epochs that are not the best so far are saved, at least; 60."""
+_SAVE_SECONDS = 60.0
+
+
+def save_seconds() -> float:
+    """Return how many seconds of training an interruption may cost on top of the epoch under way.
+
+    Writing an epoch takes as long as a tenth of training a very short one. A word that is no number counts as unset.
+    """
+    with suppress(ValueError):
+        return float(os.environ[SAVE_SECONDS]) if SAVE_SECONDS in os.environ else _SAVE_SECONDS
+    return _SAVE_SECONDS
+
+
 def cores() -> int:
     """Number of CPU cores this process may use."""
     if os.environ.get(THREADS, "").isdigit():

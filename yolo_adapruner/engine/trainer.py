@@ -52,10 +52,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-_SECONDS_UNSAVED = 60.0
-"""Training that an interruption may cost: writing an epoch takes as long as a tenth of training a very short one."""
-
-
 class AdaPruneMixin(Resumable):
     """The mask's part of a trainer; stands before an Ultralytics trainer among the bases of a class.
 
@@ -713,16 +709,13 @@ class AdaPruneMixin(Resumable):
             self._enter(None if mask["entered"] is None else Stage(mask["entered"]))
 
     def save_model(self) -> bool:
-        """Save each epoch that is validated, and of the others those that would take long to train again."""
-        if not self._may_go_unsaved():
-            self._saved_at = time.monotonic()
-            return super().save_model()
-        return False
-
-    def _may_go_unsaved(self) -> bool:
-        if self.visits is None or not self._since or self.stop or self._decided_just_now or self.args.save_period > 0:
+        """Save the epoch if it is the best so far, or if what came since the last save took long to train."""
+        best = self.fitness is not None and self.fitness == self.best_fitness
+        asked = self.stop or self._decided_just_now or self.args.save_period > 0 or self.visits is None
+        if not (best or asked) and time.monotonic() - self._saved_at < runtime.save_seconds():
             return False
-        return time.monotonic() - self._saved_at < _SECONDS_UNSAVED
+        self._saved_at = time.monotonic()
+        return super().save_model()
 
     @property
     def _decided_just_now(self) -> bool:
