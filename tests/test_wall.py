@@ -23,12 +23,15 @@ def config(tmp_path):
 
 def test_arms_change_the_method_and_nothing_else():
     assert wall.method_of("stock") is None
+    assert wall.method_of("short-0.6") is None
     assert wall.method_of("prune-0.3") == {"dynamic": False, "share": 0.3}
     assert wall.method_of("dynamic") == {"dynamic": True, "share": 0.0}
     assert wall.method_of("dynamic-0.2") == {"dynamic": True, "share": 0.2}
 
 
-@pytest.mark.parametrize("arm", ["prune", "prune-x", "prune-0", "prune-0.99", "stock-0.1", "random-0.1", ""])
+@pytest.mark.parametrize(
+    "arm", ["prune", "prune-x", "prune-0", "prune-0.99", "stock-0.1", "random-0.1", "short", "short-0", "short-2", ""]
+)
 def test_an_arm_that_is_unknown_is_refused(arm, config, tmp_path):
     with pytest.raises(ConfigError, match=r"Expected arms among stock, prune-0\.3, prune-0\.5, dynamic"):
         wall.Bench(config, tmp_path, ("stock", arm))
@@ -78,12 +81,14 @@ def test_a_grid_is_run_once_and_a_cell_that_was_cut_off_again(config, tmp_path, 
     settings = helpers.cli_words({"epochs": 4, "nbs": 8, "mosaic": 0.0, "plots": False, "imgsz": 64, "batch": 8})
     file = tmp_path / "run.yaml"
     file.write_text(f"model: {config.model}\ndata: {config.data}\ndevice: cpu\n", encoding="utf-8")
-    words = ["wall", *settings, "--config", str(file), "--arms", "stock,dynamic", "--seeds", "0", "--json"]
+    words = ["wall", *settings, "--config", str(file), "--arms", "stock,short-0.5,dynamic", "--seeds", "0", "--json"]
     words += ["--work", str(tmp_path / "work")]
     assert bench.main(words) == 0
     [line] = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    stock, dynamic = found["arms"]
+    stock, short, dynamic = found["arms"]
+    assert (short["arm"], short["images"]) == ("short-0.5", 0.5)
+    assert len((tmp_path / "work" / "short-0.5-s0" / "run" / "results.csv").read_text().splitlines()) == 1 + 2
     assert [(one["arm"], one["seconds"]) for one in found["cells"]] == [(a["arm"], a["seconds"]) for a in found["arms"]]
     assert (found["epochs"], found["imgsz"], found["mixing"]) == (4, 64, {"mosaic": 0.0})
     assert "ultralytics" in found["versions"]
@@ -100,7 +105,7 @@ def test_a_grid_is_run_once_and_a_cell_that_was_cut_off_again(config, tmp_path, 
 
     monkeypatch.setattr(wall.subprocess, "run", fails)
     assert bench.main(words) == 0
-    assert json.loads(capsys.readouterr().out)["arms"] == [stock, dynamic] == json.loads(line)["arms"]
+    assert json.loads(capsys.readouterr().out)["arms"] == [stock, short, dynamic] == json.loads(line)["arms"]
     assert ran == []
     (tmp_path / "work" / "dynamic-s0" / wall.RECORD).unlink()
     assert bench.main(words) == RunError("").exit_code

@@ -114,7 +114,7 @@ def _add_wall(commands: Any) -> None:
     command.add_argument("--imgsz", type=int, help="input size in pixels")
     command.add_argument("--batch", type=int, help="images a batch")
     command.add_argument("--device", help="Ultralytics' device: cpu, 0, mps")
-    command.add_argument("--arms", help="comma-separated: stock, prune-SHARE, dynamic, dynamic-SHARE")
+    command.add_argument("--arms", help="comma-separated: stock, short-SHARE, prune-SHARE, dynamic, dynamic-SHARE")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default 0 1 2")
     command.add_argument("--work", required=True, metavar="FOLDER", help="where cells are kept")
     command.add_argument("--json", action="store_true", help="print one line of JSON")

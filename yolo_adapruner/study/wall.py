@@ -27,7 +27,7 @@ from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study.evaluate import coco_metrics, paired_difference
 
-STOCK, DYNAMIC, RECORD = "stock", "dynamic", "cell.json"
+STOCK, SHORT, DYNAMIC, RECORD = "stock", "short", "dynamic", "cell.json"
 ARMS = (STOCK, "prune-0.3", "prune-0.5", DYNAMIC)
 _SAID = 400
 
@@ -39,7 +39,8 @@ class Bench:
     Attributes:
         config: the recipe that all share; data with a `test` split, or whose `val` is reported on.
         folder: where cells are kept.
-        arms: `stock`, `prune-SHARE`, `dynamic` (nothing dropped), `dynamic-SHARE`.
+        arms: `stock`, `short-SHARE` (stock training of that share of the epochs), `prune-SHARE`, `dynamic` (nothing
+            dropped), `dynamic-SHARE`.
         seeds: of the runs; arms are paired by them.
     """
 
@@ -99,7 +100,7 @@ class Bench:
         if done.returncode:
             last = (home / "output.txt").read_text(encoding="utf-8", errors="replace").strip()[-_SAID:]
             raise RunError(f"Expected {arm} of seed {seed} to end well, but it says: {' '.join(last.split())}")
-        return {"arm": arm, "seed": seed, "seconds": seconds, **self._worth(home / "run")}
+        return {"arm": arm, "seed": seed, "seconds": seconds, **self._worth(arm, home / "run")}
 
     def _command(self, arm: str, seed: int, home: Path) -> list[str]:
         """The words of a cell's command; what it reads is written into its folder."""
@@ -107,6 +108,7 @@ class Bench:
 
         config = self.config.model_copy(update={"seed": seed, "project": str(home.absolute()), "name": "run"})
         if (method := method_of(arm)) is None:
+            config = config.model_copy(update={"epochs": max(round(_length(arm) * config.epochs), 1)})
             args = {**ultralytics_args(config), "save_dir": str((home / "run").absolute())}
             (home / "arguments.json").write_text(json.dumps(args, default=str), encoding="utf-8")
             return [sys.executable, "-m", "yolo_adapruner.engine.stock", str(home / "arguments.json")]
@@ -115,7 +117,7 @@ class Bench:
         (home / "run.yaml").write_text(text, encoding="utf-8")
         return [sys.executable, "-m", "yolo_adapruner", "train", str(home / "run.yaml")]
 
-    def _worth(self, run: Path) -> dict[str, Any]:
+    def _worth(self, arm: str, run: Path) -> dict[str, Any]:
         """The detector's mAP on what is reported on, and what of the full training the run has trained on."""
         from yolo_adapruner.engine.detections import collect
         from yolo_adapruner.engine.names import resolve_data
@@ -138,7 +140,7 @@ class Bench:
         return {
             "map50_95": metrics.map50_95,
             "split": split,
-            "images": 1.0 if visits is None else visits["images"] / visits["of"],
+            "images": _length(arm) if visits is None else visits["images"] / visits["of"],
         }
 
 
@@ -150,7 +152,7 @@ def method_of(arm: str) -> dict[str, Any] | None:
     """
     kind, _, share = arm.partition("-")
     try:
-        if arm == STOCK:
+        if arm == STOCK or (kind == SHORT and 0 < _length(arm) <= 1):
             return None
         if arm == DYNAMIC:
             return {"dynamic": True, "share": 0.0}
@@ -158,7 +160,13 @@ def method_of(arm: str) -> dict[str, Any] | None:
             return {"dynamic": kind == DYNAMIC, "share": float(share)}
     except ValueError:
         pass
-    raise ConfigError(f"Expected arms among {', '.join(ARMS)} or dynamic-SHARE, but got {arm}.")
+    raise ConfigError(f"Expected arms among {', '.join(ARMS)}, dynamic-SHARE or short-SHARE, but got {arm}.")
+
+
+def _length(arm: str) -> float:
+    """Return the share of the recipe's epochs that an arm trains for."""
+    kind, _, share = arm.partition("-")
+    return float(share) if kind == SHORT else 1.0
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
