@@ -21,8 +21,6 @@ THREADS = "YOLO_ADAPRUNER_THREADS"
 """Environment variable that limits the threads of a run; several runs side by side each get their part."""
 CHANNELS_LAST = "YOLO_ADAPRUNER_CHANNELS_LAST"
 """Environment variable that has models laid out channels last; see `channels_last`."""
-
-
 SAVE_SECONDS = "YOLO_ADAPRUNER_SAVE_SECONDS"
 """Environment variable: seconds apart at which epochs that are not the best so far are saved, at least; 60."""
 _SAVE_SECONDS = 60.0
@@ -33,9 +31,10 @@ def save_seconds() -> float:
 
     Writing an epoch takes as long as a tenth of training a very short one. A word that is no number counts as unset.
     """
-    with suppress(ValueError):
-        return float(os.environ[SAVE_SECONDS]) if SAVE_SECONDS in os.environ else _SAVE_SECONDS
-    return _SAVE_SECONDS
+    try:
+        return float(os.environ.get(SAVE_SECONDS, _SAVE_SECONDS))
+    except ValueError:
+        return _SAVE_SECONDS
 
 
 def cores() -> int:

@@ -108,7 +108,7 @@ class Bench:
 
         config = self.config.model_copy(update={"seed": seed, "project": str(home.absolute()), "name": "run"})
         if (method := method_of(arm)) is None:
-            config = config.model_copy(update={"epochs": max(round(_length(arm) * config.epochs), 1)})
+            config = config.model_copy(update={"epochs": self._epochs(arm)})
             args = {**ultralytics_args(config), "save_dir": str((home / "run").absolute())}
             (home / "arguments.json").write_text(json.dumps(args, default=str), encoding="utf-8")
             return [sys.executable, "-m", "yolo_adapruner.engine.stock", str(home / "arguments.json")]
@@ -140,8 +140,13 @@ class Bench:
         return {
             "map50_95": metrics.map50_95,
             "split": split,
-            "images": _length(arm) if visits is None else visits["images"] / visits["of"],
+            "images": self._epochs(arm) / config.epochs if visits is None else visits["images"] / visits["of"],
         }
+
+    def _epochs(self, arm: str) -> int:
+        """Epochs of an arm: the recipe's, or a short training's share of them."""
+        kind, _, share = arm.partition("-")
+        return max(round(float(share) * self.config.epochs), 1) if kind == SHORT else self.config.epochs
 
 
 def method_of(arm: str) -> dict[str, Any] | None:
@@ -152,7 +157,7 @@ def method_of(arm: str) -> dict[str, Any] | None:
     """
     kind, _, share = arm.partition("-")
     try:
-        if arm == STOCK or (kind == SHORT and 0 < _length(arm) <= 1):
+        if arm == STOCK or (kind == SHORT and 0 < float(share) <= 1):
             return None
         if arm == DYNAMIC:
             return {"dynamic": True, "share": 0.0}
@@ -161,12 +166,6 @@ def method_of(arm: str) -> dict[str, Any] | None:
     except ValueError:
         pass
     raise ConfigError(f"Expected arms among {', '.join(ARMS)}, dynamic-SHARE or short-SHARE, but got {arm}.")
-
-
-def _length(arm: str) -> float:
-    """Return the share of the recipe's epochs that an arm trains for."""
-    kind, _, share = arm.partition("-")
-    return float(share) if kind == SHORT else 1.0
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
