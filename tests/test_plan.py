@@ -259,7 +259,7 @@ def simulated(dynamic, hardness, suspicion=None, active=None):
 
 
 def test_easy_samples_are_drawn_less_often_and_all_weigh_the_same_in_the_end():
-    n, dynamic = 400, Dynamic(80, 0.5, 4, 0.1, seed=2)
+    n, dynamic = 400, Dynamic(80, 0.5, 4, 0.1, seed=2, rescale=1)
     hardness = np.random.default_rng(0).permutation(np.linspace(0.05, 0.9, n))
     weights, seen = simulated(dynamic, hardness)
     drawn = weights > 0
@@ -279,13 +279,40 @@ def test_easy_samples_are_drawn_less_often_and_all_weigh_the_same_in_the_end():
 
 
 def test_a_suspect_is_hard_for_ever_and_yet_drawn_seldom_and_not_made_up_for():
-    n, dynamic = 200, Dynamic(60, 0.5, 5, 0.1)
+    n, dynamic = 200, Dynamic(60, 0.5, 5, 0.1, rescale=1)
     hardness, suspicion = np.linspace(0.1, 0.5, n), np.full(n, -2.0)
     hardness[:20], suspicion[:20], suspicion[20] = 0.9, 1.5, np.nan
     weights, _ = simulated(dynamic, hardness, suspicion)
     assert (weights[2:54] > 0).mean(0)[:20] == pytest.approx(np.full(20, 0.2), abs=0.05)
     assert set(weights[:, :20].flatten()) == {0.0, 1.0}
     assert (weights[2:54] > 0)[:, -10:].all()
+
+
+def test_how_far_a_visit_makes_up_for_those_left_out_is_a_power_and_changes_no_draw():
+    hardness = np.linspace(0.05, 0.9, 100)
+    full, half, none = (simulated(Dynamic(40, 0.5, 4, 0.1, rescale=r), hardness)[0] for r in (1, 0.5, 0))
+    np.testing.assert_array_equal(none, full > 0)
+    np.testing.assert_allclose(half, np.sqrt(full))
+    assert full.max() > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rescale", [0.0, 1.0])
+def test_a_run_weighs_its_visits_as_its_settings_say(rescale, data, tmp_path):
+    weights = []
+
+    class Noted(AdaPruneTrainer):
+        def preprocess_batch(self, batch):
+            batch = super().preprocess_batch(batch)
+            weights.append(self._tap.weights)
+            return batch
+
+    method = {"dynamic": True, "warmup": 1, "joint": 0.2, "dynamic_rescale": rescale}
+    train_here(data, tmp_path / "r", share=0, method=method, epochs=8, trainer=Noted)
+    if rescale:
+        assert max(w.max() for w in weights if w is not None) > 2
+    else:
+        assert all(w is None for w in weights)
 
 
 def test_what_is_out_of_the_game_is_not_drawn_and_takes_no_place():

@@ -119,7 +119,7 @@ class PruneConfig(BaseModel):
     )
     dynamic: bool = Field(
         False,
-        description="Draw easy images in fewer epochs than hard ones, at a loss weight that makes up for it.",
+        description="Draw easy images in fewer epochs than hard ones.",
     )
     dynamic_share: float = Field(
         0.45, gt=0, lt=1, description="Share of the images that an epoch draws in the meantime; above 1 / dynamic_rest."
@@ -127,6 +127,13 @@ class PruneConfig(BaseModel):
     dynamic_rest: int = Field(4, ge=2, description="Each image is drawn once in so many epochs at least.")
     dynamic_anneal: float = Field(
         0.15, ge=0, le=1, description="Part of the epochs, at the end, that draw everything that is kept."
+    )
+    dynamic_rescale: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How far the loss weight of a visit makes up for those left out: (1/p)^rescale at a share p of the "
+        "epochs; 1 keeps the expected loss, 0 weighs each visit alike.",
     )
     validate_all: bool = Field(
         False,

@@ -101,6 +101,7 @@ class Settings:
     dynamic_share: float = 0.45
     dynamic_rest: int = 4
     dynamic_anneal: float = 0.15
+    dynamic_rescale: float = 0.0
     validate_all: bool = False
     warmup_agree: float = 2.0
     warmup_patience: int = 0

@@ -169,7 +169,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Easy samples are drawn less often than hard ones, none is dropped, and the expected loss is that of all samples.
+    """Easy samples are drawn less often than hard ones, and none is dropped.
 
     A sample whose hardness has the rank rho in [0, 1] among all is to be drawn in the share of the epochs
 
@@ -181,9 +181,10 @@ class Dynamic:
     part of its rest behind it already: it comes again after 1 + floor(u/p) epochs, what is left of a rest at a random
     moment, so that as many are due in that epoch as in any other.
 
-    A visit's loss weighs 1/p, as Horvitz and Thompson (1952) weigh a sample drawn with probability p, and as InfoBatch
-    (arXiv 2303.04947) does with one probability for all that are easy: over epochs its expectation is the loss of all.
-    Not so a suspect: it weighs 1, so that what is likely wrong counts by its visits.
+    A visit's loss weighs (1/p)^rescale. At rescale 1 that is as Horvitz and Thompson (1952) weigh a sample drawn with
+    probability p, and as InfoBatch (arXiv 2303.04947) does with one probability for all that are easy: over epochs its
+    expectation is the loss of all. At 0 each visit weighs 1, as with AFSS (arXiv 2603.17684), and the hard count for
+    more. A suspect weighs 1 at any, so that what is likely wrong counts by its visits.
 
     The first epochs draw all, until hardness has settled (`Visits.settled`), and so do the last ones, as InfoBatch
     anneals, whose finding it is that the end of a training wants all samples alike.
@@ -195,6 +196,7 @@ class Dynamic:
         anneal: share of the epochs, at the end, that draw all, [0, 1].
         latest: share of the epochs, at the beginning, after which epochs are shortened whatever is settled, [0, 1].
         seed: decides the rests.
+        rescale: how far a visit's weight makes up for the visits left out, [0, 1].
     """
 
     epochs: int
@@ -203,6 +205,7 @@ class Dynamic:
     anneal: float = 0.15
     latest: float = 0.15
     seed: int = 0
+    rescale: float = 0.0
 
     def begins(self, settled: int) -> int:
         """Return the first epoch that is shortened, given `Visits.settled`."""
@@ -235,7 +238,7 @@ class Dynamic:
         due = game & (epoch - seen.last >= rests)
         if not due.any():
             return None
-        return Draw(np.flatnonzero(due), np.where(suspect, 1.0, 1 / p)[due])
+        return Draw(np.flatnonzero(due), np.where(suspect, 1.0, p**-self.rescale)[due])
 
     def shares(self, hardness: NDArray[np.floating], suspect: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return in which share of the epochs each sample is to be drawn, (N,) in [1/rest, 1]."""

@@ -367,6 +367,7 @@ class AdaPruneMixin(Resumable):
                 config.dynamic_rest,
                 config.dynamic_anneal,
                 seed=self.args.seed,
+                rescale=config.dynamic_rescale,
             )
             suspicion = None if self.pruner is None else self.pruner.suspicion.posterior
             if (draw := dynamic(self.epoch, visits, suspicion, active)) is not None:
