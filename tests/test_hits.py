@@ -193,15 +193,18 @@ def test_a_file_that_is_not_there_holds_nothing(tmp_path):
     assert read_lines(tmp_path / "hits.jsonl") == []
 
 
-def test_the_table_has_the_mean_over_seeds_and_passes_over_what_is_not_known():
+def test_the_table_has_mean_and_spread_over_seeds_and_passes_over_what_is_not_known():
     lines = [line_of("a", hits=0.25, suspicion=None), line_of("b", hits=0.5, suspicion=None, auroc=None)]
-    rows = table([*lines, line_of("c", kind="duplicate"), line_of("d", settings=["epochs=3"])]).splitlines()
+    copies = {"kind": "duplicate", "groups": 8, "one_kept": 6, "none_kept": 1}
+    rows = table([*lines, line_of("c", **copies), line_of("d", settings=["epochs=3"], groups=0)]).splitlines()
     assert rows[:5] == [
-        "| set | settings | share | planted | seeds | auroc | suspicion | channels | hits | validation |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.500 | 0.400 |",
-        "| bccd |  | 0.1 | missing | 2 | 0.900 | – | 0.800 | 0.375 | 0.400 |",
-        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.500 | 0.400 |",
+        "| set | settings | share | planted | seeds | auroc | suspicion | channels | hits | validation | one kept |"
+        " none kept |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.500 | 0.400 | 0.750 | 1 |",
+        "| bccd |  | 0.1 | missing | 2 | 0.900 | – | 0.800 (0.800 to 0.800) | 0.375 (0.250 to 0.500) | 0.400 (0.400 to"
+        " 0.400) | – | – |",
+        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.500 | 0.400 | – | – |",
     ]
 
 

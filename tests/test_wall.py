@@ -3,8 +3,10 @@
 import json
 import math
 import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import helpers
 from yolo_adapruner import bench
@@ -92,6 +94,10 @@ def test_a_grid_is_run_once_and_a_cell_that_was_cut_off_again(config, tmp_path, 
     assert [(one["arm"], one["seconds"]) for one in found["cells"]] == [(a["arm"], a["seconds"]) for a in found["arms"]]
     assert (found["epochs"], found["imgsz"], found["mixing"]) == (4, 64, {"mosaic": 0.0})
     assert "ultralytics" in found["versions"]
+    halves = [(tmp_path / "work" / f"{name}.txt").read_text().splitlines() for name in ("choose", "report")]
+    assert not set(halves[0]) & set(halves[1])  # what chose the checkpoint reports nothing
+    trained = yaml.safe_load((tmp_path / "work" / "dynamic-s0" / "run.yaml").read_text())["data"]
+    assert yaml.safe_load(Path(trained).read_text())["test"].endswith("report.txt")
     assert (stock["arm"], stock["images"], dynamic["arm"]) == ("stock", 1, "dynamic")
     assert dynamic["images"] < 1
     assert (tmp_path / "work" / "stock-s0" / "run" / "weights" / "best.pt").is_file()

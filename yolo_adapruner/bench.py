@@ -110,7 +110,7 @@ def _add_wall(commands: Any) -> None:
     command.add_argument("settings", nargs="*", metavar="key=value")
     command.add_argument("--config", default="yolov3-tiny", help="run config: a YAML file, or a packaged one")
     command.add_argument("--model", help="Ultralytics architecture or checkpoint")
-    command.add_argument("--data", help="Ultralytics data file; its test split is reported on, else val")
+    command.add_argument("--data", help="Ultralytics data file; its test split is reported on, or half of val")
     command.add_argument("--imgsz", type=int, help="input size in pixels")
     command.add_argument("--batch", type=int, help="images a batch")
     command.add_argument("--device", help="Ultralytics' device: cpu, 0, mps")

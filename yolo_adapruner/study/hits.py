@@ -189,16 +189,24 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth]) -> dict[str, Any]:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the lines in Markdown: a row a set, recipe, share and kind, the mean over seeds."""
+    """Return the lines in Markdown: a row a set, recipe, share and kind, with mean, least and most over seeds.
+
+    "one kept" is the share of the groups of copies of which exactly one image was kept, "none kept" the number of those
+    that are gone whole.
+    """
     rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for line in lines:
         key = (line["data"], " ".join(line["settings"]), line["share"], line["kind"])
         rows.setdefault(key, []).append(line)
     columns = ("auroc", "suspicion", "channels", "hits", "validation")
-    text = [f"| set | settings | share | planted | seeds | {' | '.join(columns)} |", "|" + "---|" * (5 + len(columns))]
+    heads = ("set", "settings", "share", "planted", "seeds", *columns, "one kept", "none kept")
+    text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (data, settings, share, kind), found in sorted(rows.items()):
-        means = [_mean([line.get(name) for line in found]) for name in columns]
-        text.append(f"| {data} | {settings} | {share:g} | {kind} | {len(found)} | {' | '.join(means)} |")
+        cells = [_spread([line.get(name) for line in found]) for name in columns]
+        copies = [line for line in found if line.get("groups")]
+        cells.append(_spread([line["one_kept"] / line["groups"] for line in copies]))
+        cells.append(str(sum(line["none_kept"] for line in copies)) if copies else "–")
+        text.append(f"| {data} | {settings} | {share:g} | {kind} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join([*text, "", confusion(lines)])
 
 
@@ -281,9 +289,12 @@ def _groups(kept: NDArray[np.bool_], groups: NDArray[np.str_]) -> dict[str, int]
     return {"groups": len(left), "one_kept": left.count(1), "none_kept": left.count(0)}
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{statistics.fmean(known):.3f}" if known else "–"
+    if not known:
+        return "–"
+    spread = f" ({min(known):.3f} to {max(known):.3f})" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.3f}{spread}"
 
 
 def _rounded(value: float) -> float | None:
@@ -301,11 +312,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, help="take a sample of so many training images, drawn by the seed")
     parser.add_argument("--work", type=Path, default=Path("runs/hits"), help="folder of sets and runs")
     parser.add_argument("--out", type=Path, default=Path("hits.jsonl"), help="a line a finished cell")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a file and run nothing")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="FILE", help="print the table of these files and run nothing"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the runs")
     args = parser.parse_args(argv)
     if args.table:
-        print(table(read_lines(args.table)))
+        print(table([line for file in args.table for line in read_lines(file)]))
         return
     done = {line["cell"] for line in read_lines(args.out)}
     for cell in cells(args.set, args.kind, args.share, args.seeds, args.settings, args.images):

@@ -26,6 +26,7 @@ from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study.evaluate import coco_metrics, paired_difference
+from yolo_adapruner.study.ground import judge_data
 
 STOCK, SHORT, DYNAMIC, RECORD = "stock", "short", "dynamic", "cell.json"
 ARMS = (STOCK, "prune-0.3", "prune-0.5", DYNAMIC)
@@ -37,7 +38,8 @@ class Bench:
     """The cells of one comparison.
 
     Attributes:
-        config: the recipe that all share; data with a `test` split, or whose `val` is reported on.
+        config: the recipe that all share. What its data calls `val` chooses checkpoints and `test` is reported on; of
+            a set without `test`, two halves of `val`, drawn by the recipe's seed.
         folder: where cells are kept.
         arms: `stock`, `short-SHARE` (stock training of that share of the epochs), `prune-SHARE`, `dynamic` (nothing
             dropped), `dynamic-SHARE`.
@@ -69,6 +71,7 @@ class Bench:
             RunError: a command failed, or the folder holds cells of another recipe.
         """
         self._claim()
+        self._split()
         for arm, seed in self.cells():
             home = self.folder / f"{arm}-s{seed}"
             if not (home / RECORD).is_file():
@@ -89,6 +92,18 @@ class Bench:
         except OSError as error:
             raise RunError(f"Expected to write into {self.folder}, but: {error.strerror}. Name another.") from None
 
+    @property
+    def data(self) -> Path:
+        """The data file that all cells train from."""
+        return self.folder / "data.yaml"
+
+    def _split(self) -> None:
+        from yolo_adapruner.engine.splits import load_data
+        from yolo_adapruner.engine.trouble import quiet
+
+        with quiet():  # the bench's output is its table or one line of JSON
+            judge_data(self.folder.absolute(), load_data(self.config.data), self.config.seed)
+
     def _timed(self, arm: str, seed: int, home: Path) -> dict[str, Any]:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
@@ -106,7 +121,8 @@ class Bench:
         """The words of a cell's command; what it reads is written into its folder."""
         from yolo_adapruner.engine.names import ultralytics_args
 
-        config = self.config.model_copy(update={"seed": seed, "project": str(home.absolute()), "name": "run"})
+        own = {"seed": seed, "data": str(self.data.absolute()), "project": str(home.absolute()), "name": "run"}
+        config = self.config.model_copy(update=own)
         if (method := method_of(arm)) is None:
             config = config.model_copy(update={"epochs": self._epochs(arm)})
             args = {**ultralytics_args(config), "save_dir": str((home / "run").absolute())}
@@ -120,26 +136,22 @@ class Bench:
     def _worth(self, arm: str, run: Path) -> dict[str, Any]:
         """The detector's mAP on what is reported on, and what of the full training the run has trained on."""
         from yolo_adapruner.engine.detections import collect
-        from yolo_adapruner.engine.names import resolve_data
 
-        config, data = self.config, resolve_data(self.config.data)
-        content = yaml.safe_load(Path(data).read_text(encoding="utf-8"))
-        split = "test" if content.get("test") else "val"
+        config = self.config
         found, _ = collect(
             run / "weights" / "best.pt",
-            data,
-            split,
+            str(self.data),
+            "test",
             imgsz=config.imgsz,
             batch=int(config.batch),
             device=config.device,
         )
-        names = content["names"]
+        names = yaml.safe_load(self.data.read_text(encoding="utf-8"))["names"]
         metrics = coco_metrics(found, dict(enumerate(names)) if isinstance(names, list) else names)
         manifest = run / export.MANIFEST
         visits = json.loads(manifest.read_text(encoding="utf-8")).get("visits") if manifest.is_file() else None
         return {
             "map50_95": metrics.map50_95,
-            "split": split,
             "images": self._epochs(arm) / config.epochs if visits is None else visits["images"] / visits["of"],
         }
 
