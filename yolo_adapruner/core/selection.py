@@ -42,7 +42,11 @@ def ranked(scores: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.int64]:
     scores = np.asarray(scores)
     if not np.isfinite(scores).all():
         raise ValueError(f"Expected finite scores, but {int((~np.isfinite(scores)).sum())} of {scores.size} are not.")
-    return np.lexsort((np.random.default_rng(seed).permutation(len(scores)), scores))
+    places = np.random.default_rng(seed).permutation(len(scores))  # each sample's place among its equals
+    by_place = np.empty(len(scores), np.int64)
+    by_place[places] = np.arange(len(scores))
+    # What lexsort would say in twice the time: it sorts by the places as well.
+    return by_place[np.argsort(scores[by_place], kind="stable")]
 
 
 def cut(order: NDArray[np.int64], prune: float, constraints: Constraints | None = None) -> NDArray[np.bool_]:
