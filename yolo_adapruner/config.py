@@ -117,10 +117,7 @@ class PruneConfig(BaseModel):
         description="Each class and each box size keeps at least this times the kept share of its boxes, and so do "
         "images without boxes; 0 turns it off.",
     )
-    dynamic: bool = Field(
-        False,
-        description="Draw easy images in fewer epochs than hard ones.",
-    )
+    dynamic: bool = Field(False, description="Draw easy images in fewer epochs than hard ones.")
     dynamic_share: float = Field(
         0.45, gt=0, lt=1, description="Share of the images that an epoch draws in the meantime; above 1 / dynamic_rest."
     )

@@ -202,11 +202,11 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     heads = ("set", "settings", "share", "planted", "seeds", *columns, "one kept", "none kept")
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (data, settings, share, kind), found in sorted(rows.items()):
-        cells = [_spread([line.get(name) for line in found]) for name in columns]
+        entries = [_spread([line.get(name) for line in found]) for name in columns]
         copies = [line for line in found if line.get("groups")]
-        cells.append(_spread([line["one_kept"] / line["groups"] for line in copies]))
-        cells.append(str(sum(line["none_kept"] for line in copies)) if copies else "–")
-        text.append(f"| {data} | {settings} | {share:g} | {kind} | {len(found)} | {' | '.join(cells)} |")
+        entries.append(_spread([line["one_kept"] / line["groups"] for line in copies]))
+        entries.append(str(sum(line["none_kept"] for line in copies)) if copies else "–")
+        text.append(f"| {data} | {settings} | {share:g} | {kind} | {len(found)} | {' | '.join(entries)} |")
     return "\n".join([*text, "", confusion(lines)])
 
 

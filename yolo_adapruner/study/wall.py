@@ -71,10 +71,11 @@ class Bench:
             RunError: a command failed, or the folder holds cells of another recipe.
         """
         self._claim()
-        self._split()
         for arm, seed in self.cells():
             home = self.folder / f"{arm}-s{seed}"
             if not (home / RECORD).is_file():
+                if not self.data.is_file():
+                    self._split()
                 found = self._timed(arm, seed, home)
                 with export.replace_file(home / RECORD) as temporary:
                     temporary.write_text(json.dumps(found, indent=2), encoding="utf-8")
@@ -146,8 +147,7 @@ class Bench:
             batch=int(config.batch),
             device=config.device,
         )
-        names = yaml.safe_load(self.data.read_text(encoding="utf-8"))["names"]
-        metrics = coco_metrics(found, dict(enumerate(names)) if isinstance(names, list) else names)
+        metrics = coco_metrics(found, yaml.safe_load(self.data.read_text(encoding="utf-8"))["names"])
         manifest = run / export.MANIFEST
         visits = json.loads(manifest.read_text(encoding="utf-8")).get("visits") if manifest.is_file() else None
         return {
