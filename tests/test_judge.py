@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import build_set, python, results, stages, train_here
 from yolo_adapruner.core.pruner import Stage
+from yolo_adapruner.core.suspicion import Suspicion
 from yolo_adapruner.engine import rehearse, trainer
-from yolo_adapruner.engine.judge import judge
+from yolo_adapruner.engine.judge import FaultJudge, judge
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
 from yolo_adapruner.study.planted import auroc
@@ -53,6 +55,45 @@ def test_a_set_without_faults_gives_no_image_away() -> None:
     """A judge that saw whom it judges would be sure of all of them; out of fold, most stay below even odds."""
     found, _, rehearsed, kinds = planted(3, share=0.0)
     assert (judge(found, rehearsed, kinds).suspicion > 0).mean() < 0.15
+
+
+def hard(seed: int, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Right labels of which a share are of images that the detector sees nothing in, whatever their labels are.
+
+    Where it sees the objects, a fault leaves some of them unexplained.
+    """
+    rng = np.random.default_rng(seed)
+    is_hard = rng.random(N) < share
+    found = readings(rng)
+    found[:, FEATURES.index("extra")] = 0.1
+    rehearsed = found.copy()
+    for values, unseen in ((found, is_hard), (rehearsed, np.ones(N, bool))):
+        values[unseen, FEATURES.index("presence")] *= 4
+    rehearsed[~is_hard & (rng.random(N) < 0.7), FEATURES.index("extra")] = 0.5
+    return found, is_hard, rehearsed, rng.choice(KINDS, N)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_hard_images_read_like_faults_and_are_not_taken_for_them(seed: int) -> None:
+    found, is_hard, rehearsed, kinds = hard(seed, 0.12)
+    told = Suspicion(N, FaultJudge(kinds, seed, torch.device("cpu")))
+    told.learn(found, rehearsed, np.ones(N))
+    assert told.share < is_hard.mean() / 2
+    assert (told.posterior[is_hard] > 0).mean() < 0.5
+    assert (told.posterior[~is_hard] > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_faults_among_hard_images_are_found(seed: int) -> None:
+    found, is_hard, rehearsed, kinds = hard(seed, 0.12)
+    wrong = ~is_hard & (np.arange(N) < N // 5)
+    found[wrong] = rehearsed[wrong]  # the label that is a fault; its own rehearsal reads like it
+    told = Suspicion(N, FaultJudge(kinds, seed, torch.device("cpu")))
+    told.learn(found, rehearsed, np.ones(N))
+    seen = wrong & (found[:, FEATURES.index("extra")] > 0.3)
+    assert (told.posterior[seen] > 0).mean() > 0.9
+    assert np.median(told.posterior[is_hard]) + 2 < np.median(told.posterior[seen])  # nats
+    assert not (told.posterior[~is_hard & ~wrong] > 0).any()
 
 
 def test_a_rehearsal_that_changes_nothing_teaches_nothing() -> None:

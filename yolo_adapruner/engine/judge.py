@@ -1,8 +1,9 @@
 """A judge learned from rehearsed faults: which images read like spoilt ones, and like which kind of fault.
 
 A multinomial logistic regression tells the images as they are from the same images under faults planted in memory
-(`rehearse.py`; for a classifier `classloss.rehearsed_labels`). Some of the images as they are have faults of their own;
-those that look worst are left out of the next fit, so that they do not teach that a fault is right. Nobody's truth is
+(`rehearse.py`; for a classifier `classloss.rehearsed_labels`). Some of the images as they are have faults of their own
+and are learned from all the same: to leave out who looks worst would leave out hard images, and teach that what is hard
+is wrong. What that does to the odds is put right where epochs come together (`core.suspicion.Worth`). Nobody's truth is
 used. Knows arrays only.
 """
 
@@ -23,12 +24,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
 from yolo_adapruner.core import distributed
+from yolo_adapruner.core.suspicion import Worth
 from yolo_adapruner.engine.classloss import CHANNELS
 from yolo_adapruner.engine.faults import FAULTS
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
 
-FOLDS, ROUNDS, LEFT_OUT, STRENGTH = 5, 3, 0.15, 1.0
+FOLDS, STRENGTH = 5, 1.0
 MOST_ROWS = 20_000
 """Images that a fit learns from at most; all are judged."""
 _CLIP = 8.0
@@ -79,12 +81,25 @@ class Verdict:
     Attributes:
         suspicion: (N,) log odds that the labels are wrong in any rehearsed way.
         likelihoods: (N, K) log-probability of each of `kinds` if they are.
+        rehearsal: (N, 1 + K) both of the labels that the image was rehearsed with, NaN where it carried no fault.
+        planted: (N,) which of `kinds` that is.
         kinds: the faults that were told apart.
     """
 
     suspicion: Array
     likelihoods: Array
+    rehearsal: Array
+    planted: NDArray[np.int64]
     kinds: tuple[str, ...] = BOXES.kinds
+
+    @property
+    def said(self) -> Array:
+        """Suspicion and likelihoods, (N, 1 + K)."""
+        return np.column_stack((self.suspicion, self.likelihoods))
+
+    def log_odds(self) -> Array:
+        """What it is worth by itself: log odds that the labels are wrong in this set, (N,)."""
+        return Worth.of(self.said, self.rehearsal, self.planted).log_odds(self.said)
 
     @property
     def kind(self) -> NDArray[np.str_]:
@@ -103,18 +118,20 @@ class FaultJudge:
 
     Attributes:
         kinds: the faults it tells apart.
+        planted: (N,) which of them each image is rehearsed with.
     """
 
     def __init__(
         self, rehearsed_kinds: NDArray[np.str_], seed: int, device: torch.device, columns: Columns = BOXES
     ) -> None:
         self.kinds = columns.kinds
+        self.planted = _places(rehearsed_kinds, columns.kinds)
         self._columns = columns
         self._rehearsed_kinds, self._seed, self._device = rehearsed_kinds, seed, device
 
     def __call__(self, readings: Array, rehearsed: Array, evidence: Array) -> Array | None:
         """Return log odds and kinds; see `core.suspicion.Judge`."""
-        said = np.full((len(readings), 1 + len(self.kinds)), np.nan)
+        said = np.full((len(readings), 2, 1 + len(self.kinds)), np.nan)
         seen = np.isfinite(readings[:, self._columns.at(self._columns.first)[0]]) & (evidence > 0)
         if distributed.first():
             kinds, weights = self._rehearsed_kinds[seen], evidence[seen]
@@ -122,7 +139,8 @@ class FaultJudge:
                 verdict = judge(
                     readings[seen], rehearsed[seen], kinds, weights=weights, seed=self._seed, columns=self._columns
                 )
-                said[seen] = np.column_stack((verdict.suspicion, verdict.likelihoods))
+                said[seen, 0] = verdict.said
+                said[seen, 1] = verdict.rehearsal
             except DataError:  # a small set, or a joint stage whose pictures showed too little
                 pass
         distributed.from_first(said, self._device)
@@ -161,18 +179,22 @@ def judge(
     rests = np.ones(len(readings)) if weights is None else np.asarray(weights, np.float64)
     sample = np.sort(np.random.default_rng([seed, len(readings)]).permutation(len(readings))[:MOST_ROWS])
     true, wrong = (_standardised(values, readings, columns) for values in (readings, rehearsed))
-    fit = _Fit(true[sample], wrong[sample], kinds[sample], ready[sample], rests[sample], seed, columns.kinds)
-    trusted = np.ones(len(sample), bool)
-    for _ in range(ROUNDS - 1):
-        found = fit.out_of_fold(trusted)[0][:, 0]
-        trusted = found < np.quantile(found, 1 - LEFT_OUT)
-    said, models = fit.out_of_fold(trusted)
-    result = np.empty((len(true), said.shape[1]))
-    rest = np.setdiff1d(np.arange(len(true)), sample)
-    result[sample] = said
-    if len(rest):
-        result[rest] = np.mean([_said(model, true[rest], columns.kinds) for model in models], axis=0)
-    return Verdict(result[:, 0], result[:, 1:], columns.kinds)
+    said = np.empty((len(true), 1 + len(columns.kinds)))
+    rehearsal = np.full_like(said, np.nan)
+    models = []
+    for seen, unseen in KFold(FOLDS, shuffle=True, random_state=seed).split(sample):
+        models.append(_model(true, wrong, kinds, ready, rests, sample[seen]))
+        own = sample[unseen]
+        said[own] = _said(models[-1], true[own], columns.kinds)
+        own = own[ready[own]]
+        rehearsal[own] = _said(models[-1], wrong[own], columns.kinds)
+    if len(rest := np.setdiff1d(np.arange(len(true)), sample)):
+        said[rest] = np.mean([_said(model, true[rest], columns.kinds) for model in models], axis=0)
+    return Verdict(said[:, 0], said[:, 1:], rehearsal, _places(kinds, columns.kinds), columns.kinds)
+
+
+def _places(kinds: NDArray[np.str_], names: tuple[str, ...]) -> NDArray[np.int64]:
+    return np.array([names.index(kind) for kind in kinds.tolist()], np.int64)
 
 
 def _standardised(values: NDArray[np.floating], among: NDArray[np.floating], columns: Columns) -> Array:
@@ -192,43 +214,33 @@ def _logarithms(values: NDArray[np.floating], columns: Columns) -> Array:
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """What the regression learns from, n images: standardised readings, kinds, who carries one, and weights."""
-
-    true: Array
-    wrong: Array
-    kinds: NDArray[np.str_]
-    ready: NDArray[np.bool_]
-    weights: Array
-    seed: int
-    told_apart: tuple[str, ...]
-
-    def out_of_fold(self, trusted: NDArray[np.bool_]) -> tuple[Array, list[object]]:
-        """Return log odds and kinds of each image, (n, 1 + K), by the model of its fold, and the models."""
-        result, models = np.empty((len(self.true), 1 + len(self.told_apart))), []
-        for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(self.true):
-            model = self._model(seen[trusted[seen]], seen[self.ready[seen]])
-            result[unseen] = _said(model, self.true[unseen], self.told_apart)
-            models.append(model)
-        return result, models
-
-    def _model(self, right: NDArray[np.int64], spoilt: NDArray[np.int64]) -> object:
-        rows = np.concatenate([self.true[right], self.wrong[spoilt]])
-        classes = np.concatenate([np.full(len(right), _RIGHT, self.kinds.dtype), self.kinds[spoilt]])
-        sides = [self.weights[side] / self.weights[side].sum() for side in (right, spoilt)]
-        weights = np.concatenate(sides) * len(rows) / 2
-        with _unlogged():
-            # Second derivatives of this few columns are cheap: 3 to 7 times as fast as by gradients alone.
-            model = LogisticRegression(C=STRENGTH, solver="newton-cholesky")
-            return model.fit(rows, classes, sample_weight=weights)
+def _model(
+    true: Array,
+    wrong: Array,
+    kinds: NDArray[np.str_],
+    ready: NDArray[np.bool_],
+    weights: Array,
+    rows: NDArray[np.int64],
+) -> object:
+    """The regression learned from some rows: as they are against as they were rehearsed, both sides equally heavy."""
+    spoilt = rows[ready[rows]]
+    classes = np.concatenate([np.full(len(rows), _RIGHT, kinds.dtype), kinds[spoilt]])
+    sides = [weights[side] / weights[side].sum() for side in (rows, spoilt)]
+    with _unlogged():
+        # Second derivatives of this few columns are cheap: 3 to 7 times as fast as by gradients alone.
+        model = LogisticRegression(C=STRENGTH, solver="newton-cholesky")
+        return model.fit(
+            np.concatenate([true[rows], wrong[spoilt]]),
+            classes,
+            sample_weight=np.concatenate(sides) * len(classes) / 2,
+        )
 
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
     """Keep MLflow out: once Ultralytics' callback has called its autolog, it logs each fit of scikit-learn's.
 
-    15 fits an epoch would end up as models in the user's own run, and take longer than the training.
+    5 fits an epoch would end up as models in the user's own run, and take longer than the training.
     """
     if "mlflow" not in sys.modules:
         yield

@@ -196,7 +196,7 @@ def candidates(rec: Recording) -> dict[str, Array]:
         "unseen, contest, missing": norm(pooled(unseen(rec)), pooled(contest(rec)), missing),
         "the same, image means": norm(mean(unseen(rec)), mean(contest(rec)), missing),
         "labelled class unseen, missing": norm(pooled(unseen(rec, "labelled")), missing),
-        **({} if verdict is None else {"judge of rehearsed faults": verdict.suspicion}),
+        **({} if verdict is None else {"judge of rehearsed faults": verdict.log_odds()}),
     }
 
 
@@ -250,7 +250,7 @@ def confusion(recs: Sequence[Recording]) -> str:
         verdict = rec.verdict()
         assert verdict is not None
         wrong = int(np.isin(rec.kinds, LABEL_KINDS).sum())
-        top = np.isin(np.arange(len(rec.kinds)), np.argsort(-verdict.suspicion, kind="stable")[:wrong])
+        top = np.isin(np.arange(len(rec.kinds)), np.argsort(-verdict.log_odds(), kind="stable")[:wrong])
         for kind, said in zip(rec.kinds, np.where(top, verdict.kind, ""), strict=True):
             named.setdefault(str(kind), []).append(str(said))
     for kind, said in sorted(named.items()):
@@ -280,8 +280,8 @@ def by_epoch(file: Path) -> str:
         verdict = rec.verdict()
         if verdict is None:
             raise DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
-        doubt, mistaken = mean_probability(verdict.suspicion), (verdict.suspicion[rec.kinds == CLEAN] > 0).mean()
-        told = figures(rec, verdict.suspicion)["any"]
+        doubt, odds = mean_probability(verdict.suspicion), verdict.log_odds()
+        told, mistaken = figures(rec, odds)["any"], (odds[rec.kinds == CLEAN] > 0).mean()
         lines.append(f"| {epoch + 1} | {doubt:.3f} | {told:.3f} | {100 * mistaken:.0f} % | {100 * metric:.1f} |")
     return "\n".join(lines)
 
