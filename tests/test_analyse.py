@@ -152,6 +152,42 @@ def test_by_epoch_the_judge_s_doubt_falls_as_faults_begin_to_show(
     assert "rehearsed faults, but" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("planted", [True, False], ids=["planted", "clean"])
+def test_the_verdicts_count_what_is_found_and_what_is_mistaken(
+    planted: bool, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(4)
+    n = 200
+    named = np.array(["shifted", "swapped"])[np.arange(n) % 2]
+    kinds = np.array(["shifted"] * 20 + ["duplicate"] * 3 + ["clean"] * (n - 23))
+    features, rehearsed = rng.lognormal(0, 0.3, (2, EPOCHS, n, len(FEATURES))).astype(np.float32)
+    if planted:
+        features[:, kinds == "shifted", FEATURES.index("localisation")] *= 8
+    for kind, reading in (("shifted", "localisation"), ("swapped", "classification")):
+        rehearsed[:, named == kind, FEATURES.index(reading)] *= 8
+    arrays = {
+        "kind": kinds if planted else np.full(n, "clean"),
+        "object_image": np.arange(n), "object_class": np.zeros(n, int),
+        "channels": features[..., :4], "objects": np.zeros((EPOCHS, n, len(OBJECT)), np.float32),
+        "unexplained": np.zeros((EPOCHS, n, TOP, len(EXTRA)), np.float32),
+    }  # fmt: skip
+    file = write_recording(tmp_path / "a.npz", features=features, rehearsed=rehearsed, rehearsed_kind=named, **arrays)
+    assert main([str(file), "--verdicts", "--window", "0", "1"]) == 0
+    name, images, share, said, found, mistaken, told, loss, surest = (
+        c.strip() for c in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]
+    )
+    assert (name, images) == ("a", "197" if planted else "200")
+    assert share == ("10.2 %" if planted else "0.0 %")
+    assert float(said[:-2]) == pytest.approx(float(share[:-2]), abs=5)
+    assert found == ("100 %" if planted else "–")
+    assert told == ("1.000" if planted else "–")
+    assert mistaken == "0.0 %"
+    assert float(loss) < 0.1
+    assert float(surest) < 0.5
+    assert main([str(recording), "--verdicts"]) == 2
+    assert "rehearsed faults, but" in capsys.readouterr().err
+
+
 def test_copies_take_no_part_in_the_figures(tmp_path: Path) -> None:
     with np.load(write_recording(tmp_path / "a.npz")) as found:
         kinds = found["kind"].copy()

@@ -4,7 +4,8 @@
 
 Reads recordings of `record.py` and trains nothing. A candidate turns the readings of a window of epochs into one number
 an image; the table gives its AUROC for each kind against the clean images, the mean over recordings. `--by-epoch` shows
-how the judge of rehearsed faults gets ready instead: what it says from each epoch alone.
+how the judge of rehearsed faults gets ready instead: what it says from each epoch alone. `--verdicts` shows what it
+makes of the window as a joint stage does: how many labels it takes for wrong, and how many of them are.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
 from yolo_adapruner.core.signal import channel_surprise, surprise
-from yolo_adapruner.core.suspicion import mean_probability
+from yolo_adapruner.core.suspicion import Suspicion, mean_probability, probability, softplus
 from yolo_adapruner.engine.channels import CHANNELS
-from yolo_adapruner.engine.judge import Verdict, judge
+from yolo_adapruner.engine.judge import BOXES, FaultJudge, Verdict, judge
 from yolo_adapruner.engine.readings import OBJECT
+from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import ConfigError, DataError
 from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.planted import auroc
@@ -286,6 +289,54 @@ def by_epoch(file: Path) -> str:
     return "\n".join(lines)
 
 
+def verdicts(files: Sequence[Path], window: tuple[float, float] = WINDOW) -> str:
+    """Return what the judge makes of recordings, in Markdown, a row each; it learns in each epoch of the window.
+
+    Log loss is that of the probability it gives to each image's labels being wrong, in nats an image; clean ones count
+    as right, copies not at all.
+
+    Raises:
+        DataError: nothing was rehearsed in one, or there was too little to learn from.
+    """
+    lines = [
+        "| recording | images | planted wrong | said to be wrong | planted found | clean taken for wrong | AUROC "
+        "| log loss | surest clean one |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for file in files:
+        kinds, odds = _judged(file, window)
+        part = ~np.isin(kinds, COPY_KINDS)
+        odds, wrong = odds[part], np.isin(kinds[part], LABEL_KINDS)
+        known = np.isfinite(odds)
+        loss = softplus(np.where(wrong, -odds, odds))[known].mean()
+        suspect = odds > 0
+        found = f"{100 * suspect[wrong].mean():.0f} %" if wrong.any() else "–"
+        told = f"{auroc(odds[known], wrong[known]):.3f}" if wrong.any() else "–"
+        surest = probability(np.array([np.nanmax(odds[~wrong])]))[0]
+        shares = wrong.mean(), mean_probability(odds), suspect[~wrong].mean()
+        planted, said, mistaken = (f"{100 * share:.1f} %" for share in shares)
+        cells = (file.stem, len(odds), planted, said, found, mistaken, told, f"{loss:.3f}", f"{surest:.2f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _judged(file: Path, window: tuple[float, float]) -> tuple[NDArray[np.str_], Array]:
+    """Kinds of a recording's images, and the log odds that their labels are wrong by the epochs of the window."""
+    first = load(file, window)
+    with np.load(file) as found:
+        if "rehearsed" not in found:
+            raise DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
+        low, high = (round(share * len(found["metric"])) for share in window)
+        planted, n = found["rehearsed_kind"], len(first.kinds)
+        told = Suspicion(n, FaultJudge(planted, 0, torch.device("cpu")))
+        for readings, rehearsed in zip(found["features"][low:high], found["rehearsed"][low:high], strict=True):
+            seen = np.isfinite(readings[:, FEATURES.index(BOXES.first)])
+            told.learn(readings.astype(float), rehearsed.astype(float), seen.astype(float))
+    if np.isnan(told.share):
+        raise DataError(f"Expected images enough to learn from, but {file} has too few.")
+    return first.kinds, told.posterior
+
+
 @one_line
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table of the recordings named."""
@@ -296,12 +347,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--clean", action="store_true", help="judge by the averaged model without augmentation")
     parser.add_argument("--by-epoch", action="store_true", help="show how the judge gets ready, epoch by epoch")
+    parser.add_argument("--verdicts", action="store_true", help="show what the judge takes for wrong, by recording")
     args = parser.parse_args(argv)
     low, high = args.window
     if not 0 <= low < high <= 1:
         raise ConfigError(f"Expected a window of two rising shares in [0, 1], but got {low:g} {high:g}.")
     if args.by_epoch:
         print("\n\n".join(by_epoch(file) for file in args.recordings))
+        return
+    if args.verdicts:
+        print(verdicts(args.recordings, (low, high)))
         return
     recs = [load(file, (low, high), clean=args.clean) for file in args.recordings]
     print(table(recs))
