@@ -70,7 +70,10 @@ def test_too_few_images_to_learn_from_leave_it_silent():
     few = np.full((9, len(CHANNELS)), 0.5)
     with pytest.raises(DataError, match="1 kinds"):
         judge(few, few, np.array(CLASSES.kinds * 9), columns=CLASSES)
-    assert FaultJudge(np.array(CLASSES.kinds * 9), 0, torch.device("cpu"), CLASSES)(few, few, np.ones(9)) is None
+    assert (
+        FaultJudge(np.array(CLASSES.kinds * 9), 0, torch.device("cpu"), CLASSES)(few, few, np.ones(9), np.ones(9))
+        is None
+    )
 
 
 @pytest.fixture(scope="module")

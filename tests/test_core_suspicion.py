@@ -14,7 +14,15 @@ from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage, stalled
 from yolo_adapruner.core.reasons import DRAWN, SUSPECT, Evidence, explain
 from yolo_adapruner.core.signal import surprise
-from yolo_adapruner.core.suspicion import Suspicion, Worth, mean_probability, share_of_wrong, softplus
+from yolo_adapruner.core.suspicion import (
+    LEFT_OUT,
+    OFTEN,
+    Suspicion,
+    mean_probability,
+    share_of_wrong,
+    softplus,
+    wrong_ones,
+)
 
 N, READINGS, CHANNELS = 60, 5, 3
 
@@ -24,21 +32,24 @@ class FirstColumn:
 
     kinds = ("shifted", "missing")
 
-    def __init__(self, silent: bool = False, n: int = N) -> None:
-        self.silent = silent
+    def __init__(self, silent: bool = False, n: int = N, worsens: bool = True) -> None:
+        self.silent, self.worsens = silent, worsens
         self.planted = np.arange(n) % 2
+        self.asked: list[np.ndarray] = []
 
-    def __call__(self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray) -> np.ndarray | None:
+    def __call__(
+        self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray, right: np.ndarray
+    ) -> np.ndarray | None:
         if self.silent:
             return None
+        self.asked.append(right)
         even = np.nanmedian(rehearsed[:, 0])
-        return both(readings[:, 0] - even, rehearsed[:, 0] - even)
+        return word(readings[:, 0] - even, rehearsed[:, 0] - even)
 
 
-def both(given: np.ndarray, rehearsed: np.ndarray) -> np.ndarray:
-    """What a judge of two kinds says by log odds of samples as they are and rehearsed, (N, 2, 3)."""
-    odds = np.stack((given, rehearsed), 1)
-    return np.stack((odds, np.where(odds > 0, -0.02, -4.0), np.where(odds > 0, -4.0, -0.02)), 2)
+def word(odds: np.ndarray, rehearsal: np.ndarray) -> np.ndarray:
+    """What a judge of two kinds says, (N, 4)."""
+    return np.column_stack((odds, rehearsal, np.where(odds > 0, -0.1, -2.0), np.where(odds > 0, -2.0, -0.1)))
 
 
 def pruner_of(judge: FirstColumn | None, **method: object) -> Pruner:
@@ -114,9 +125,11 @@ def test_softplus_neither_overflows_nor_loses_small_numbers() -> None:
 class Learning(FirstColumn):
     """Doubts all alike, by what it is told in the first reading."""
 
-    def __call__(self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray) -> np.ndarray | None:
+    def __call__(
+        self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray, right: np.ndarray
+    ) -> np.ndarray | None:
         told = np.where(evidence > 0, readings[:, 0], np.nan)
-        return None if np.isnan(told).all() else both(told, np.zeros(len(told)))
+        return None if np.isnan(told).all() else word(told, np.zeros(len(told)))
 
 
 DOUBTS = (0.5, 0.4, 0.3, 0.2, 0.19, 0.185, 0.181, 0.17, 0.1, 0.1)
@@ -189,125 +202,122 @@ def test_only_those_that_were_rehearsed_tell_how_ready_it_is_and_an_epoch_withou
 # The share of wrong labels
 
 
-def mixed(share: float, n: int = 4000, apart: float = 4.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Readings of samples as they are and under faults, so many standard deviations apart, and who is wrong."""
-    rng = np.random.default_rng(seed)
-    wrong = rng.random(n) < share
-    return rng.normal(np.where(wrong, apart, 0.0)), rng.normal(apart, 1, n), wrong
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_the_share_of_a_class_is_told_from_log_odds_learned_at_even_frequency(share: float) -> None:
+    rng = np.random.default_rng(0)
+    wrong = rng.random(20_000) < share
+    x = rng.normal(np.where(wrong, 1.0, -1.0), 1.0)
+    log_odds = 2 * x  # what the densities of N(1, 1) and N(-1, 1) say, exactly
+    assert share_of_wrong(log_odds) == pytest.approx(share, abs=0.01)
 
 
-def alone(odds: np.ndarray) -> np.ndarray:
-    """The word of a judge that knows one kind of fault."""
-    return np.column_stack((odds, np.zeros(len(odds))))
+def test_where_nothing_is_known_there_is_no_share_and_where_all_is_clear_it_is_counted() -> None:
+    assert np.isnan(share_of_wrong(np.full(5, np.nan)))
+    assert share_of_wrong(np.array([np.nan, 900.0, -900.0, -900.0, -900.0])) == pytest.approx(0.25)
+    assert 0 < share_of_wrong(np.full(50, -900.0)) < 0.001
+    assert 0.999 < share_of_wrong(np.full(50, 900.0)) < 1
 
 
-def log_odds(given: np.ndarray, rehearsed: np.ndarray) -> np.ndarray:
-    """What readings of samples as they are are worth."""
-    return Worth.of(alone(given), alone(rehearsed), np.zeros(len(rehearsed), int)).log_odds(alone(given))
-
-
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.4])
-def test_the_share_of_wrong_labels_is_told_by_how_many_read_like_faults(share: float) -> None:
-    given, rehearsed, wrong = mixed(share)
-    assert share_of_wrong(given, rehearsed) == pytest.approx(share, abs=0.03)
-    odds = log_odds(given, rehearsed)
-    assert mean_probability(odds) == pytest.approx(share, abs=0.03)
-    assert ((odds > 0) == wrong).mean() > 0.97
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("share", [0.0, 0.2])
-def test_hard_samples_are_not_counted_as_wrong_where_most_faults_read_worse(share: float, seed: int) -> None:
-    given, rehearsed, wrong = mixed(share, 400, 6.0, seed)
-    hard = ~wrong & (np.arange(len(given)) % 8 == 0)
-    given[hard] = np.random.default_rng(seed).normal(3.5, 1, hard.sum())
-    odds = log_odds(given, rehearsed)
-    assert mean_probability(odds) == pytest.approx(share, abs=0.06)
-    assert (odds[hard] > 0).mean() < 0.15
-    if share:
-        assert (odds[wrong] > 0).mean() > 0.7
-
-
-@pytest.mark.parametrize("share", [0.0, 0.2])
-def test_where_faults_read_as_the_samples_do_no_label_is_called_wrong(share: float) -> None:
-    given, rehearsed, _ = mixed(share, 300, 0.0)
-    assert share_of_wrong(given, rehearsed) < 0.15
-    assert not (log_odds(given, rehearsed) > 0).any()
-    constant = np.zeros(50)
-    assert share_of_wrong(constant, constant) < 0.01
-
-
-def test_a_judge_that_is_wrong_way_round_says_nothing() -> None:
-    given, rehearsed, _ = mixed(0.0)
-    odds = log_odds(rehearsed, given)
-    assert np.ptp(odds) == 0
-    assert odds[0] < 0
-
-
-def test_what_the_log_odds_are_worth_does_not_depend_on_their_scale() -> None:
-    given, rehearsed, _ = mixed(0.1)
-    np.testing.assert_allclose(log_odds(given / 2 + 3, rehearsed / 2 + 3), log_odds(given, rehearsed), atol=1e-3)
-
-
-def kinds_of(rng: np.random.Generator, planted: np.ndarray) -> np.ndarray:
-    """The word on faults of two kinds, one of them far easier to tell from right labels than the other."""
-    odds = rng.normal(np.where(planted == 0, 10.0, 4.0))
-    surely = np.log(np.array([[0.95, 0.05], [0.05, 0.95]]))
-    return np.column_stack((odds, surely[planted]))
-
-
-@pytest.mark.parametrize("kind", [0, 1])
-@pytest.mark.parametrize("share", [0.05, 0.2])
-def test_faults_of_one_kind_are_found_though_others_were_rehearsed(kind: int, share: float) -> None:
-    rng = np.random.default_rng(2)
-    n = 1000
-    planted = np.arange(n) % 2
-    rehearsed = kinds_of(rng, planted)
-    wrong = rng.random(n) < share
-    right = np.column_stack((rng.normal(0, 1, n), np.log(np.full((n, 2), 0.5))))
-    given = np.where(wrong[:, None], kinds_of(rng, np.full(n, kind)), right)
-    worth = Worth.of(given, rehearsed, planted)
-    if kind == 1:  # of the one that is easy to tell as many could be of the other
-        assert worth.lift[1] > 1.5 > 0.5 > worth.lift[0] > 0
-    odds = worth.log_odds(given)
-    assert mean_probability(odds) == pytest.approx(share, abs=0.05)
-    assert (odds[wrong] > 0).mean() > 0.7
-    assert (odds[~wrong] > 0).mean() < 0.01
-
-
-def test_a_kind_that_was_hardly_rehearsed_is_no_more_frequent_than_that() -> None:
-    rng = np.random.default_rng(3)
-    planted = (np.arange(400) < 4).astype(int)
-    given = np.column_stack((rng.normal(0, 1, 400), np.log(np.full((400, 2), 0.5))))
-    worth = Worth.of(given, kinds_of(rng, planted), planted)
-    assert worth.lift[1] <= 1
-    assert np.isfinite(worth.log_odds(given)).all()
-
-
-def test_of_what_is_not_known_nothing_is_said_and_of_very_many_a_part_tells() -> None:
-    given, rehearsed, _ = mixed(0.1, 60_000)
-    assert mean_probability(log_odds(given, rehearsed)) == pytest.approx(0.1, abs=0.02)
-    for nobody in (np.full(5, np.nan), np.empty(0)):
-        assert np.isnan(log_odds(nobody, rehearsed[:5])).all()
-        assert np.isnan(log_odds(given, nobody)).all()
-    told = Suspicion(N, FirstColumn())
-    assert np.isnan(told.share)
-    assert np.isnan(told.posterior).all()
-
-
-def test_only_those_that_were_rehearsed_say_what_a_fault_reads_like() -> None:
-    given, rehearsed, _ = mixed(0.1, 400)
-    rehearsed[::2] = np.nan
-    judge = Known(n=400)
-    told, second = Suspicion(400, judge), Suspicion(400, judge)
-    for _ in range(2):
-        told.learn(given[:, None], rehearsed[:, None], np.ones(400))
-    said = both(given, rehearsed)
-    np.testing.assert_allclose(told.posterior, Worth.of(said[:, 0], said[:, 1], judge.planted).log_odds(said[:, 0]))
+def test_even_odds_are_those_that_the_share_puts_there() -> None:
+    told = Suspicion(4, FirstColumn(n=4))
+    values = np.zeros((4, READINGS))
+    values[:, 0] = [-3.0, -2.0, -2.5, 3.0]
+    told.learn(values, np.zeros((4, READINGS)), np.ones(4))
+    prior = np.log(told.share / (1 - told.share))
+    np.testing.assert_allclose(told.posterior, OFTEN * values[:, 0] + prior)
     np.testing.assert_allclose(told.wrong, softplus(told.posterior))
-    assert mean_probability(told.posterior) == told.share
-    second.load_state_dict(told.state_dict())
-    np.testing.assert_array_equal(second.posterior, told.posterior)
+    assert mean_probability(told.posterior) == pytest.approx(told.share, abs=1e-4)
+    assert told.share == pytest.approx(0.25, abs=0.01)
+
+
+def test_who_reads_a_little_like_a_fault_is_no_suspect_where_faults_are_rare() -> None:
+    told = Suspicion(40, FirstColumn(n=40))
+    values = np.zeros((40, READINGS))
+    values[:, 0] = np.r_[5.0, 0.5, np.full(38, -4.0)]
+    told.learn(values, np.zeros((40, READINGS)), np.ones(40))
+    assert told.log_odds[1] > 0
+    assert (told.posterior > 0).tolist() == [True] + [False] * 39
+
+
+def test_odds_that_tell_nothing_leave_labels_right() -> None:
+    assert share_of_wrong(np.zeros(50)) == pytest.approx(0.05)
+
+
+# Who is left out of what right labels are learned from
+
+
+def read(rng: np.random.Generator, wrong: np.ndarray, hard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log odds of samples, and of their rehearsals: a fault on a fault reads worst, one on a hard sample best."""
+    odds = rng.normal(np.where(wrong | hard, 3.0, -3.0))
+    return odds, rng.normal(np.where(wrong, 7.0, np.where(hard, 3.0, 5.0)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.1, 0.3])
+def test_wrong_samples_are_left_out_and_as_good_as_no_hard_ones_alone(share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 500
+    wrong = rng.random(n) < share
+    planted = np.arange(n) % 5
+    odds, rehearsed = read(rng, wrong, np.zeros(n, bool))
+    rehearsed += planted  # kinds are not equally easy to tell, and are ranked each by itself
+    out = wrong_ones(odds, rehearsed, planted)
+    if share:
+        assert out[wrong].mean() > 0.9
+        assert out[~wrong].mean() < (0.06 if share > 0.05 else 0.2)  # of few, chance has more to say
+    hard = rng.random(n) < 0.15
+    odds, rehearsed = read(rng, np.zeros(n, bool), hard)
+    assert wrong_ones(odds, rehearsed + planted, planted).mean() < 0.03
+
+
+def test_those_who_were_not_rehearsed_are_left_out_by_their_own_odds_and_unknown_ones_never() -> None:
+    rng = np.random.default_rng(0)
+    wrong = np.arange(300) < 60
+    odds, rehearsed = read(rng, wrong, np.zeros(300, bool))
+    rehearsed[:30] = np.nan
+    odds[295:] = np.nan
+    out = wrong_ones(odds, rehearsed, np.zeros(300, int))
+    assert out[:30].mean() > 0.9
+    assert not out[295:].any()
+    assert not wrong_ones(odds, np.full(300, np.nan), np.zeros(300, int)).any()
+    assert not wrong_ones(np.full(300, np.nan), rehearsed, np.zeros(300, int)).any()
+
+
+def test_where_a_rehearsal_may_be_what_is_right_a_fixed_part_is_left_out() -> None:
+    odds = np.random.default_rng(0).permutation(200).astype(float)
+    out = wrong_ones(odds, np.zeros(200), None)
+    assert out.sum() == round(LEFT_OUT * 200)
+    assert odds[out].min() > odds[~out].max()
+
+
+def test_a_large_set_is_divided_by_a_part_of_it() -> None:
+    rng = np.random.default_rng(1)
+    wrong = rng.random(50_000) < 0.1
+    odds, rehearsed = read(rng, wrong, np.zeros(50_000, bool))
+    out = wrong_ones(odds, rehearsed, np.zeros(50_000, int))
+    assert out[wrong].mean() > 0.9
+    assert out[~wrong].mean() < 0.01
+
+
+@pytest.mark.parametrize("worsens", [True, False])
+def test_the_judge_is_asked_again_without_them_and_the_next_epoch_begins_so(worsens: bool) -> None:
+    rng = np.random.default_rng(2)
+    wrong = np.arange(200) < 30
+    judge = Known(n=200, worsens=worsens)
+    told = Suspicion(200, judge)
+    for _ in range(2):
+        odds, rehearsed = read(rng, wrong, np.zeros(200, bool))
+        told.learn(odds[:, None], rehearsed[:, None], np.ones(200))
+    first, again, next_first, _ = judge.asked
+    assert (first == 1).all()
+    assert (again[wrong] == 0).mean() > 0.8
+    assert (again[~wrong] == 1).mean() > 0.9
+    np.testing.assert_array_equal(next_first, again)
+    # Each epoch counts once, though it was judged twice.
+    assert told._weight.tolist() == [2.0] * 200
+    second = Suspicion(200, Known(n=200, worsens=worsens))
+    second.load_state_dict(deepcopy(told.state_dict()))
+    np.testing.assert_array_equal(second._right(), told._right())
 
 
 def test_who_is_called_suspect_is_who_was_not_drawn_by_lot() -> None:
@@ -324,8 +334,11 @@ def test_who_is_called_suspect_is_who_was_not_drawn_by_lot() -> None:
 class Known(FirstColumn):
     """Says what it is given in the first reading, as it is."""
 
-    def __call__(self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray) -> np.ndarray:
-        return both(readings[:, 0], rehearsed[:, 0])
+    def __call__(
+        self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray, right: np.ndarray
+    ) -> np.ndarray:
+        self.asked.append(right)
+        return word(readings[:, 0], rehearsed[:, 0])
 
 
 WRONG = 30
@@ -336,17 +349,14 @@ MANY = 400
 def told(method: dict[str, object], seed: int = 0) -> tuple[Pruner, np.ndarray]:
     """A pruner that has been through its joint stage, and how hard each sample read to its judge."""
     rng = np.random.default_rng(5)
-    hard = np.where(np.arange(MANY) < WRONG, rng.uniform(4, 7, MANY), rng.uniform(-6, -1, MANY))
-    fault = rng.uniform(4, 7, MANY)
+    hard = np.where(np.arange(MANY) < WRONG, rng.uniform(3, 6, MANY), rng.uniform(-6, -1, MANY))
     settings = Settings(**PruneConfig(warmup=1, joint=0.5, **method).model_dump())  # type: ignore[arg-type]
     pruner = Pruner(MANY, CHANNELS, 16, settings, seed, judge=Known(n=MANY), readings=READINGS)
     while pruner.kept is None:
         pruner.open_epoch()
         values = rng.lognormal(0, 0.2, (MANY, READINGS))
         values[:, 0] = hard + rng.normal(0, 0.3, MANY) if pruner.rehearses else values[:, 0]
-        planted = values.copy()
-        planted[:, 0] = fault + rng.normal(0, 0.3, MANY)
-        pruner.observe(np.arange(MANY), values[:, : READINGS if pruner.rehearses else CHANNELS], rehearsed=planted)
+        pruner.observe(np.arange(MANY), values[:, : READINGS if pruner.rehearses else CHANNELS], rehearsed=values)
         pruner.close_epoch(0.5)
     return pruner, hard
 

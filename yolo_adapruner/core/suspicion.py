@@ -4,32 +4,36 @@ Every epoch the judge is taught anew: from the readings of the samples as they a
 was planted in each of them on purpose. It answers with log odds, whose mean over epochs becomes the signal. How it
 learns is the judge's own business; this module knows no learner, no detector and no fault.
 
-What the mean is worth is learned as well, from what the judge says of the rehearsals. Samples that are merely hard read
-like faults too, and are told from wrong ones by number: wherever on the scale most planted faults lie, a share of wrong
-labels would have to show by as many samples as they are.
+Some of the samples as they are have faults of their own and must not teach that a fault is right; others are only hard,
+read like faults as well, and must. What tells them apart is the rehearsal: a fault on top of a wrong label reads worse
+than most, and a fault where the model sees nothing anyway reads better (`wrong_ones`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-_RAREST = 1e-4
-_TAILS = np.linspace(0.3, 0.9, 7)
-"""Parts of one side that are held against the other; smaller ones hold too few samples, and their likes are rarer."""
+OFTEN = 1.5
+"""What the mean of several epochs' log odds counts by beside the prior.
+
+The fits are held back by their penalty, and what epochs agree on is surer than their mean. With 1 the share of wrong
+labels comes out too low, with 2 too high (`docs/results/rest.md`).
+"""
+MOST, MARGIN = 0.3, 0.02
+"""Of the samples at most so many are left out of what right labels are learned from; how far from the middle the ranks
+of their rehearsals have to be, on average."""
+LEFT_OUT = 0.15
+"""The same where rehearsals tell nothing, always."""
+_ROUNDS, _RAREST = 500, 1e-4
+_AT_FIRST = 0.05
+"""The share to begin with, which odds that tell nothing do not move: labels are right till something speaks."""
 _ASKED = 20_000
 """Samples that the share of wrong labels is estimated from at most."""
-_FEW = 5
-"""Rehearsals of a kind below which nothing is said of how frequent it is."""
-_AS_REHEARSED = 0.25
-"""Part of the wrong labels whose kinds are mixed as they are rehearsed, whatever is found: who is few is not none."""
-_FITS, _SETTLED = 30, 5e-4
-_STEPS, _TINY, _PENALTY = 100, 1e-6, 3e-4
 
 
 class Judge(Protocol):
@@ -43,80 +47,29 @@ class Judge(Protocol):
     def planted(self) -> NDArray[np.int64]:
         """Which of these each sample is rehearsed under, (N,)."""
 
-    def __call__(
-        self, readings: NDArray[np.float64], rehearsed: NDArray[np.float64], evidence: NDArray[np.float64]
-    ) -> NDArray[np.float64] | None:
-        """Return what it says of each sample, (N, 2, 1 + K), or None where there is too little to learn from.
+    @property
+    def worsens(self) -> bool:
+        """Whether the fault of a rehearsal makes a wrong label worse; otherwise it may be what is right."""
 
-        Of the sample as it is, and under the fault it was rehearsed with; by what was learned from neither. The first
-        number are the log odds that the labels are wrong, the others the log-probability of each kind if they are. NaN
-        where a sample was not seen, and where it was not rehearsed.
+    def __call__(
+        self,
+        readings: NDArray[np.float64],
+        rehearsed: NDArray[np.float64],
+        evidence: NDArray[np.float64],
+        right: NDArray[np.float64],
+    ) -> NDArray[np.float64] | None:
+        """Return what it says of each sample, (N, 2 + K), or None where there is too little to learn from.
+
+        The first column are the log odds that a sample's labels are wrong, the second those of its rehearsal, the
+        others the log-probability of each kind if they are wrong. NaN where a sample was not seen, and in the second
+        where it was not rehearsed. What it says of a sample it has learned neither from that nor from its rehearsal.
 
         Args:
             readings: of the samples as they are, (N, R), NaN where there is none.
             rehearsed: of the samples under their faults, (N, R), rows of NaN where one carries none.
             evidence: how much of each sample its readings rest on, (N,) in [0, 1]; 0 where it was not seen.
+            right: by how much each sample teaches what right labels read like, (N,) in [0, 1].
         """
-
-
-@dataclass(frozen=True, eq=False)
-class Worth:
-    """What a judge's mean word is worth: which log odds it stands for that a sample's labels are wrong.
-
-    Attributes:
-        slope: of the log odds in those of the judge, >= 0.
-        offset: nats; NaN where nothing is known.
-        lift: (K,) how much more frequent a kind of fault is among the wrong labels than it is rehearsed, >= 0.
-    """
-
-    slope: float
-    offset: float
-    lift: NDArray[np.float64]
-
-    def log_odds(self, said: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the log odds that the labels are wrong, (N,), by the judge's mean word, (N, 1 + K); NaN unknown."""
-        return self.slope * said[:, 0] + self.offset + _lifted(said, self.lift)
-
-    @classmethod
-    def of(cls, given: NDArray[np.float64], rehearsed: NDArray[np.float64], planted: NDArray[np.int64]) -> Worth:
-        """Learn it from what was said of samples as they are, some of them with wrong labels, and of planted faults.
-
-        First how frequent each kind is at most, by the samples that read like it (`share_of_wrong`); then how frequent
-        wrong labels are, were their kinds mixed so, a quarter of them as they are rehearsed. Then a logistic curve
-        between the two sides (Platt 1999, Probabilistic outputs for support vector machines), in which each sample as
-        it is counts by the probability that its labels are right, which the curve gives at that frequency; Elkan and
-        Noto (2008, Learning classifiers from only positive and unlabeled data) weigh unlabelled examples so.
-
-        Args:
-            given: (N, 1 + K) mean word on the samples, NaN unknown.
-            rehearsed: (N, 1 + K) on their rehearsals, NaN unknown.
-            planted: (N,) kind of each rehearsal.
-        """
-        given, (rehearsed, planted) = _some(given), _some(rehearsed, planted)
-        kinds = given.shape[1] - 1
-        counts = np.bincount(planted, minlength=kinds)
-        if not len(given) or not len(rehearsed):
-            return cls(1.0, math.nan, np.ones(kinds))
-        often = counts / len(planted)
-        most = np.zeros(kinds)
-        for kind in np.flatnonzero(counts >= _FEW):
-            own = rehearsed[planted == kind]
-            most[kind] = share_of_wrong(given[:, 0] + given[:, 1 + kind], own[:, 0] + own[:, 1 + kind])
-        mix = (1 - _AS_REHEARSED) * most / most.sum() + _AS_REHEARSED * often if most.any() else often
-        lift = np.divide(mix, often, out=np.zeros(kinds), where=counts > 0)
-        on_top = _lifted(given, lift)
-        share = max(
-            share_of_wrong(given[:, 0] + on_top, rehearsed[:, 0] + _lifted(rehearsed, lift), lift[planted]),
-            share_of_wrong(given[:, 0], rehearsed[:, 0]),
-        )
-        prior = math.log(share / (1 - share))
-        right = np.ones(len(given))
-        for _ in range(_FITS):
-            slope, offset = _curve(given[:, 0], right, rehearsed[:, 0])
-            before, right = right, probability(-(slope * given[:, 0] + offset + on_top + prior))
-            if np.abs(right - before).mean() < _SETTLED:
-                break
-        return cls(slope, offset + prior, lift)
 
 
 class Suspicion:
@@ -129,55 +82,71 @@ class Suspicion:
 
     def __init__(self, n: int, judge: Judge | None) -> None:
         self.judge = judge
-        columns = 1 + len(judge.kinds) if judge is not None else 0
-        self._sum = np.zeros((n, 2, columns))  # as they are, and rehearsed
-        self._weight = np.zeros((n, 2))
-        self._worth: Worth | None = None  # not worked out since it last learned
+        self._sum = np.zeros((n, 1 + len(judge.kinds) if judge is not None else 0))
+        self._weight = np.zeros(n)
+        self._rehearsed = np.zeros((n, 2))  # the sum of what was said of rehearsals, and its weight
+        self._share: float | None = None  # not worked out since it last learned
 
     def learn(
         self, readings: NDArray[np.float64], rehearsed: NDArray[np.float64], evidence: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
         """Take an epoch and return the signal of this epoch alone, (N,), or None where nothing was learned.
 
+        The judge is asked twice: who is left out by all epochs up to the last, and then by this one as well.
+
         Args: see `Judge`.
         """
-        said = None if self.judge is None else self.judge(readings, rehearsed, evidence)
-        if said is None:
+        if self.judge is None:
             return None
-        known = np.asarray(np.isfinite(said).all(2))
-        weight = np.where(known, evidence[:, None], 0)
-        self._sum += np.where(known[..., None], said, 0) * weight[..., None]
-        self._weight += weight
-        self._worth = None
-        return softplus(np.where(known[:, 0], said[:, 0, 0], np.nan))
+        before = self._sum, self._weight, self._rehearsed
+        odds = None
+        for _ in range(2):
+            right = self._right()
+            said = self.judge(readings, rehearsed, evidence, right)
+            if said is None:
+                return None
+            self._sum, self._weight, self._rehearsed = before
+            self._add(said, evidence)
+            odds = said[:, 0]
+        return None if odds is None else softplus(odds)
+
+    def _add(self, said: NDArray[np.float64], evidence: NDArray[np.float64]) -> None:
+        own, rehearsal = np.delete(said, 1, 1), said[:, 1]
+        weight = np.where(np.isfinite(own).all(1), evidence, 0)
+        told = np.where(np.isfinite(rehearsal), weight, 0)
+        self._sum = self._sum + np.where(weight[:, None] > 0, own, 0) * weight[:, None]
+        self._weight = self._weight + weight
+        self._rehearsed = self._rehearsed + np.column_stack((np.where(told > 0, rehearsal, 0) * told, told))
+        self._share = None
+
+    def _right(self) -> NDArray[np.float64]:
+        """By how much each sample is to teach what right labels read like, (N,)."""
+        assert self.judge is not None
+        total, weight = self._rehearsed.T
+        rehearsed = np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
+        planted = self.judge.planted if self.judge.worsens else None
+        return np.where(wrong_ones(self.log_odds, rehearsed, planted), 0.0, 1.0)
 
     @property
     def log_odds(self) -> NDArray[np.float64]:
         """Log odds that a sample's labels are wrong, were wrong labels as frequent as right ones, (N,); NaN unknown."""
-        return self._means(0)[:, 0] if self.judge is not None else np.full(len(self._weight), np.nan)
-
-    @property
-    def worth(self) -> Worth | None:
-        """What the judge's mean word is worth; None where there is no judge."""
-        if self._worth is None and self.judge is not None:
-            self._worth = Worth.of(self._means(0), self._means(1), self.judge.planted)
-        return self._worth
+        return self._means()[:, 0] if self._sum.shape[1] else np.full(len(self._weight), np.nan)
 
     @property
     def share(self) -> float:
-        """The share of samples with wrong labels as this set shows it, [0, 1]; NaN where nothing is known."""
-        return mean_probability(self.posterior)
+        """The share of samples with wrong labels as this set shows it, (0, 1); NaN where nothing is known."""
+        if self._share is None:
+            self._share = share_of_wrong(OFTEN * self.log_odds)
+        return self._share
 
     @property
     def posterior(self) -> NDArray[np.float64]:
-        """Log odds that a sample's labels are wrong, (N,); NaN unknown.
+        """Log odds that a sample's labels are wrong, with wrong labels as frequent as `share`, (N,); NaN unknown.
 
-        `log_odds`, and `signal` with them, are as the judge gave them, whose fits are held back by their penalty, have
-        the set's own wrong labels among what they take for right, and take wrong and right for equally likely, as in
-        the rehearsal; a set is rarely half wrong. These order the samples alike, and say how likely it is here.
+        `log_odds`, and `signal` with them, take wrong and right for equally likely, as in the rehearsal; a set is
+        rarely half wrong. These order the samples alike, and say how likely it is here.
         """
-        worth = self.worth
-        return np.full(len(self._weight), np.nan) if worth is None else worth.log_odds(self._means(0))
+        return OFTEN * self.log_odds + _log_odds(self.share)
 
     @property
     def wrong(self) -> NDArray[np.float64]:
@@ -187,25 +156,23 @@ class Suspicion:
     @property
     def kind(self) -> NDArray[np.str_]:
         """The likeliest kind of fault, whether or not a sample is suspect, (N,); "" where nothing is known."""
-        worth = self.worth
-        if self.judge is None or worth is None:
+        if self.judge is None:
             return np.full(len(self._weight), "")
-        likely = self._means(0)[:, 1:] + np.log(np.maximum(worth.lift, _RAREST))
-        return np.where(self._weight[:, 0] > 0, np.array(self.judge.kinds)[likely.argmax(1)], "")
+        names = np.array(self.judge.kinds)[self._sum[:, 1:].argmax(1)]
+        return np.where(self._weight > 0, names, "")
 
     @property
     def signal(self) -> NDArray[np.float64] | None:
         """-log P(the labels are right), (N,) nats >= 0, NaN where nothing is known; None where it is of no sample."""
-        return softplus(self.log_odds) if (self._weight[:, 0] > 0).any() else None
+        return softplus(self.log_odds) if (self._weight > 0).any() else None
 
-    def _means(self, side: int) -> NDArray[np.float64]:
-        """What was said of the samples as they are (0) or rehearsed (1), mean over epochs, (N, 1 + K)."""
-        total, weight = self._sum[:, side], self._weight[:, side, None]
-        return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
+    def _means(self) -> NDArray[np.float64]:
+        seen = self._weight > 0
+        return np.where(seen[:, None], self._sum / np.where(seen, self._weight, 1)[:, None], np.nan)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything an interrupted run needs to go on, as arrays."""
-        return {"sum": self._sum.copy(), "weight": self._weight.copy()}
+        return {"sum": self._sum.copy(), "weight": self._weight.copy(), "rehearsed": self._rehearsed.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -217,7 +184,8 @@ class Suspicion:
         if found.shape != self._sum.shape:
             raise ValueError(f"Expected a judge's state of shape {self._sum.shape}, but got {found.shape}.")
         self._sum, self._weight = found, np.array(state["weight"], np.float64)
-        self._worth = None
+        self._rehearsed = np.array(state["rehearsed"], np.float64)
+        self._share = None
 
 
 def mean_probability(log_odds: NDArray[np.float64]) -> float:
@@ -231,99 +199,59 @@ def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * log_odds)))  # does not overflow where exp would
 
 
-def share_of_wrong(
-    given: NDArray[np.float64], rehearsed: NDArray[np.float64], weights: NDArray[np.float64] | None = None
-) -> float:
-    """Return the share of wrong labels that log odds of samples as they are and of planted faults allow, (0, 1/2].
+def wrong_ones(
+    log_odds: NDArray[np.float64], rehearsed: NDArray[np.float64], planted: NDArray[np.int64] | None
+) -> NDArray[np.bool_]:
+    """Return which samples are to be left out of what right labels are learned from, (N,).
 
-    Of the samples as they are no less lie above a value than the wrong ones among them, and of these as many, by
-    share, as of the planted ones. So no more can be wrong than the share of samples above a value over that of planted
-    faults above it, at whatever value (Blanchard, Lee and Scott 2010, Semi-supervised novelty detection, section 4).
-    Taken is the least of these over values that part of the planted faults lie above.
-
-    That is a bound, which hard samples raise where the two are hard to tell apart. Turned about it bounds how many of
-    the faults could be right labels by their looks; by so much the share is lowered, to nothing where both sides look
-    alike: labels are right till something speaks.
+    Those with the highest log odds, as many of them as have rehearsals that read worse than the middle of their kind:
+    up to where the sum of their ranks, less one half and `MARGIN`, is largest. Where what reads worst is hard, the
+    sum falls from the first on, and nobody is left out.
 
     Args:
-        given: (N,) of samples as they are.
-        rehearsed: (M,) of samples under planted faults.
-        weights: (M,) >= 0, how much each of these counts; 1 each if None.
+        log_odds: (N,) that the labels are wrong, NaN unknown.
+        rehearsed: (N,) the same under the fault each was rehearsed with, NaN unknown.
+        planted: (N,) which kind of fault that was; None where it tells nothing: then `LEFT_OUT` of the samples go.
     """
-    ones = np.ones(len(given))
-    weights = np.ones(len(rehearsed)) if weights is None else weights
-    wrong = _least(given, ones, rehearsed, weights)
-    right = _least(-rehearsed, weights, -given, ones)
-    return min(max(wrong * (1 - right), _RAREST), 0.5)
+    known = np.flatnonzero(np.isfinite(log_odds) & np.isfinite(rehearsed))
+    if not len(known):
+        return np.zeros(len(log_odds), bool)
+    some = known[:: -(-len(known) // _ASKED)]
+    if planted is None:
+        return log_odds > np.quantile(log_odds[some], 1 - LEFT_OUT)
+    rank = np.empty(len(some))
+    for kind in np.unique(planted[some]):
+        own = np.flatnonzero(planted[some] == kind)
+        rank[own[np.argsort(rehearsed[some][own], kind="stable")]] = (np.arange(len(own)) + 0.5) / len(own)
+    worst = np.argsort(-log_odds[some], kind="stable")[: int(MOST * len(some))]
+    excess = np.cumsum(rank[worst] - 0.5 - MARGIN)
+    if not len(excess) or excess.max() <= 0:
+        return np.zeros(len(log_odds), bool)
+    return log_odds >= log_odds[some][worst[excess.argmax()]]
 
 
-def _least(
-    values: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    among: NDArray[np.float64],
-    among_weights: NDArray[np.float64],
-) -> float:
-    """The least, over the upper `_TAILS` of `among`, of the share of `values` there over that of `among`, [0, 1]."""
-    order = np.argsort(among, kind="stable")
-    below = np.cumsum(among_weights[order])
-    cuts = among[order[np.searchsorted(below, (1 - _TAILS) * below[-1])]]
-    shares = [
-        np.where(side[:, None] >= cuts, weight[:, None], 0).sum(0) / weight.sum()
-        for side, weight in ((values, weights), (among, among_weights))
-    ]
-    return float(min(1.0, (shares[0] / shares[1]).min()))
+def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
+    """Return how frequent a class is, by log odds for it that were learned where both were equally frequent, (0, 1).
 
+    Expectation maximisation over the samples themselves (Saerens, Latinne and Decaestecker 2002, Neural Computation
+    14, equation 2.4): the share that is the mean of the probabilities it leads to.
 
-def _lifted(said: NDArray[np.float64], lift: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is to be added to log odds because kinds are as frequent as `lift` says, (N,) nats."""
-    logs = said[:, 1:]
-    most = logs.max(1, keepdims=True)
-    share = np.exp(logs - most)
-    return np.log(np.maximum((share @ lift) / share.sum(1), _RAREST))
-
-
-def _curve(
-    given: NDArray[np.float64], right: NDArray[np.float64], rehearsed: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Slope >= 0 and offset of the log odds by which a rehearsal is told from a right label, both equally frequent.
-
-    By Newton's method, a step halved until the loss falls; a small penalty gives the slope an end where nothing
-    confuses the two.
+    Args:
+        log_odds: (N,), NaN unknown; NaN is returned where all are.
     """
-    b = np.concatenate((given, rehearsed))
-    target = np.repeat((0.0, 1.0), (len(given), len(rehearsed)))
-    weight = np.concatenate((right / right.sum(), np.full(len(rehearsed), 1 / len(rehearsed)))) / 2
-    middle, spread = float(np.median(b)), max(float(b.std()), 1e-9)
-    x = np.column_stack(((b - middle) / spread, np.ones(len(b))))
-    penalty = np.array((_PENALTY, 0.0))
-
-    def loss(line: NDArray[np.float64]) -> float:
-        odds = x @ line
-        return float(weight @ (softplus(odds) - target * odds) + 0.5 * penalty @ line**2)
-
-    line = np.zeros(2)
-    value = loss(line)
-    for _ in range(_STEPS):
-        p = probability(x @ line)
-        slope = (weight * (p - target)) @ x + penalty * line
-        bend = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(penalty + 1e-12)
-        step = np.linalg.solve(bend, slope)
-        while loss(line - step) > value and np.abs(step).max() > _TINY:
-            step = step / 2
-        if np.abs(step).max() <= _TINY:
+    known = log_odds[np.isfinite(log_odds)]
+    known = known[:: -(-len(known) // _ASKED)] if len(known) else known
+    share = _AT_FIRST if len(known) else math.nan
+    for _ in range(_ROUNDS if len(known) else 0):
+        found = mean_probability(known + _log_odds(share))
+        before, share = share, min(max(found, _RAREST), 1 - _RAREST)
+        if abs(share - before) < _RAREST * share:
             break
-        line = line - step
-        value = loss(line)
-    if line[0] <= 0:
-        return 0.0, 0.0
-    return float(line[0] / spread), float(line[1] - line[0] * middle / spread)
+    return share
 
 
-def _some(said: NDArray[np.float64], *beside: NDArray[Any]) -> Any:
-    """`_ASKED` at most of the rows that are known, in equal steps, and what stands beside them."""
-    known = np.flatnonzero(np.isfinite(said).all(1))
-    rows = known[:: -(-len(known) // _ASKED)] if len(known) else known
-    return (said[rows], *(values[rows] for values in beside)) if beside else said[rows]
+def _log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def softplus(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,10 +1,8 @@
 """A judge learned from rehearsed faults: which images read like spoilt ones, and like which kind of fault.
 
 A multinomial logistic regression tells the images as they are from the same images under faults planted in memory
-(`rehearse.py`; for a classifier `classloss.rehearsed_labels`). Some of the images as they are have faults of their own
-and are learned from all the same: to leave out who looks worst would leave out hard images, and teach that what is hard
-is wrong. What that does to the odds is put right where epochs come together (`core.suspicion.Worth`). Nobody's truth is
-used. Knows arrays only.
+(`rehearse.py`; for a classifier `classloss.rehearsed_labels`). Some of the images as they are have faults of their own;
+who teaches what right labels read like is for `core.suspicion` to say. Nobody's truth is used. Knows arrays only.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
 from yolo_adapruner.core import distributed
-from yolo_adapruner.core.suspicion import Worth
 from yolo_adapruner.engine.classloss import CHANNELS
 from yolo_adapruner.engine.faults import FAULTS
 from yolo_adapruner.engine.rehearse import FEATURES
@@ -51,6 +48,8 @@ class Columns:
         counts: those of which log(1 + n) is.
         first: the column without which an image was not read.
         kinds: faults that are told apart.
+        worsens: whether a fault on top of a wrong label reads worse than one on top of a right one. A class drawn anew
+            may be the true one.
     """
 
     names: tuple[str, ...]
@@ -58,6 +57,7 @@ class Columns:
     counts: tuple[str, ...]
     first: str
     kinds: tuple[str, ...]
+    worsens: bool
 
     def at(self, *names: str) -> list[int]:
         """Return where columns stand."""
@@ -70,8 +70,9 @@ BOXES = Columns(
     ("count",),
     "missing",
     tuple(FAULTS),
+    worsens=True,
 )
-CLASSES = Columns(CHANNELS, CHANNELS, (), "label", ("swapped",))
+CLASSES = Columns(CHANNELS, CHANNELS, (), "label", ("swapped",), worsens=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,26 +81,15 @@ class Verdict:
 
     Attributes:
         suspicion: (N,) log odds that the labels are wrong in any rehearsed way.
+        rehearsal: (N,) the same of the labels that the image was rehearsed with, NaN where it carried no fault.
         likelihoods: (N, K) log-probability of each of `kinds` if they are.
-        rehearsal: (N, 1 + K) both of the labels that the image was rehearsed with, NaN where it carried no fault.
-        planted: (N,) which of `kinds` that is.
         kinds: the faults that were told apart.
     """
 
     suspicion: Array
-    likelihoods: Array
     rehearsal: Array
-    planted: NDArray[np.int64]
+    likelihoods: Array
     kinds: tuple[str, ...] = BOXES.kinds
-
-    @property
-    def said(self) -> Array:
-        """Suspicion and likelihoods, (N, 1 + K)."""
-        return np.column_stack((self.suspicion, self.likelihoods))
-
-    def log_odds(self) -> Array:
-        """What it is worth by itself: log odds that the labels are wrong in this set, (N,)."""
-        return Worth.of(self.said, self.rehearsal, self.planted).log_odds(self.said)
 
     @property
     def kind(self) -> NDArray[np.str_]:
@@ -119,28 +109,34 @@ class FaultJudge:
     Attributes:
         kinds: the faults it tells apart.
         planted: (N,) which of them each image is rehearsed with.
+        worsens: see `Columns`.
     """
 
     def __init__(
         self, rehearsed_kinds: NDArray[np.str_], seed: int, device: torch.device, columns: Columns = BOXES
     ) -> None:
-        self.kinds = columns.kinds
-        self.planted = _places(rehearsed_kinds, columns.kinds)
+        self.kinds, self.worsens = columns.kinds, columns.worsens
+        self.planted = np.array([columns.kinds.index(kind) for kind in rehearsed_kinds.tolist()], np.int64)
         self._columns = columns
         self._rehearsed_kinds, self._seed, self._device = rehearsed_kinds, seed, device
 
-    def __call__(self, readings: Array, rehearsed: Array, evidence: Array) -> Array | None:
+    def __call__(self, readings: Array, rehearsed: Array, evidence: Array, right: Array) -> Array | None:
         """Return log odds and kinds; see `core.suspicion.Judge`."""
-        said = np.full((len(readings), 2, 1 + len(self.kinds)), np.nan)
+        said = np.full((len(readings), 2 + len(self.kinds)), np.nan)
         seen = np.isfinite(readings[:, self._columns.at(self._columns.first)[0]]) & (evidence > 0)
         if distributed.first():
             kinds, weights = self._rehearsed_kinds[seen], evidence[seen]
             try:
                 verdict = judge(
-                    readings[seen], rehearsed[seen], kinds, weights=weights, seed=self._seed, columns=self._columns
+                    readings[seen],
+                    rehearsed[seen],
+                    kinds,
+                    weights=weights,
+                    right=right[seen],
+                    seed=self._seed,
+                    columns=self._columns,
                 )
-                said[seen, 0] = verdict.said
-                said[seen, 1] = verdict.rehearsal
+                said[seen] = np.column_stack((verdict.suspicion, verdict.rehearsal, verdict.likelihoods))
             except DataError:  # a small set, or a joint stage whose pictures showed too little
                 pass
         distributed.from_first(said, self._device)
@@ -153,6 +149,7 @@ def judge(
     kinds: NDArray[np.str_],
     *,
     weights: NDArray[np.floating] | None = None,
+    right: NDArray[np.floating] | None = None,
     seed: int = 0,
     columns: Columns = BOXES,
 ) -> Verdict:
@@ -166,6 +163,7 @@ def judge(
         rehearsed: the same under the fault `kinds` of each image; rows of NaN where it could not carry it.
         kinds: (N,) fault each image was rehearsed with.
         weights: (N,) > 0, how much of each image its readings rest on; 1 each if None.
+        right: (N,) in [0, 1], by how much each image teaches what right labels read like; 1 each if None.
         seed: deals the images out to folds.
         columns: what the R readings are.
 
@@ -177,24 +175,21 @@ def judge(
     if min(len(readings), ready.sum()) < 2 * FOLDS or len(set(kinds[ready])) < least:
         raise DataError(f"Expected {2 * FOLDS} images or more and {least} kinds of rehearsed fault, but got fewer.")
     rests = np.ones(len(readings)) if weights is None else np.asarray(weights, np.float64)
+    teaches = rests if right is None else rests * np.asarray(right, np.float64)
     sample = np.sort(np.random.default_rng([seed, len(readings)]).permutation(len(readings))[:MOST_ROWS])
     true, wrong = (_standardised(values, readings, columns) for values in (readings, rehearsed))
     said = np.empty((len(true), 1 + len(columns.kinds)))
-    rehearsal = np.full_like(said, np.nan)
+    rehearsal = np.full(len(true), np.nan)
     models = []
     for seen, unseen in KFold(FOLDS, shuffle=True, random_state=seed).split(sample):
-        models.append(_model(true, wrong, kinds, ready, rests, sample[seen]))
+        models.append(_model(true, wrong, kinds, ready, (teaches, rests), sample[seen]))
         own = sample[unseen]
         said[own] = _said(models[-1], true[own], columns.kinds)
         own = own[ready[own]]
-        rehearsal[own] = _said(models[-1], wrong[own], columns.kinds)
+        rehearsal[own] = _said(models[-1], wrong[own], columns.kinds)[:, 0]
     if len(rest := np.setdiff1d(np.arange(len(true)), sample)):
         said[rest] = np.mean([_said(model, true[rest], columns.kinds) for model in models], axis=0)
-    return Verdict(said[:, 0], said[:, 1:], rehearsal, _places(kinds, columns.kinds), columns.kinds)
-
-
-def _places(kinds: NDArray[np.str_], names: tuple[str, ...]) -> NDArray[np.int64]:
-    return np.array([names.index(kind) for kind in kinds.tolist()], np.int64)
+    return Verdict(said[:, 0], rehearsal, said[:, 1:], columns.kinds)
 
 
 def _standardised(values: NDArray[np.floating], among: NDArray[np.floating], columns: Columns) -> Array:
@@ -219,13 +214,13 @@ def _model(
     wrong: Array,
     kinds: NDArray[np.str_],
     ready: NDArray[np.bool_],
-    weights: Array,
+    weights: tuple[Array, Array],
     rows: NDArray[np.int64],
 ) -> object:
     """The regression learned from some rows: as they are against as they were rehearsed, both sides equally heavy."""
-    spoilt = rows[ready[rows]]
+    rows, spoilt = rows[weights[0][rows] > 0], rows[ready[rows]]
     classes = np.concatenate([np.full(len(rows), _RIGHT, kinds.dtype), kinds[spoilt]])
-    sides = [weights[side] / weights[side].sum() for side in (rows, spoilt)]
+    sides = [weight[side] / weight[side].sum() for weight, side in zip(weights, (rows, spoilt), strict=True)]
     with _unlogged():
         # Second derivatives of this few columns are cheap: 3 to 7 times as fast as by gradients alone.
         model = LogisticRegression(C=STRENGTH, solver="newton-cholesky")
@@ -240,7 +235,7 @@ def _model(
 def _unlogged() -> Iterator[None]:
     """Keep MLflow out: once Ultralytics' callback has called its autolog, it logs each fit of scikit-learn's.
 
-    5 fits an epoch would end up as models in the user's own run, and take longer than the training.
+    10 fits an epoch would end up as models in the user's own run, and take longer than the training.
     """
     if "mlflow" not in sys.modules:
         yield

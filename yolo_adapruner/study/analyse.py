@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from scipy.special import gammaln, logsumexp
 from yolo_adapruner.core.signal import channel_surprise, surprise
 from yolo_adapruner.core.suspicion import Suspicion, mean_probability, probability, softplus
 from yolo_adapruner.engine.channels import CHANNELS
-from yolo_adapruner.engine.judge import BOXES, FaultJudge, Verdict, judge
+from yolo_adapruner.engine.judge import BOXES, FaultJudge, judge
 from yolo_adapruner.engine.readings import OBJECT
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import ConfigError, DataError
@@ -66,11 +66,11 @@ class Recording:
     rehearsed: Array | None = None
     rehearsed_kinds: NDArray[np.str_] | None = None
 
-    def verdict(self) -> Verdict | None:
+    def told(self) -> Suspicion | None:
         """Return what the judge learned from rehearsed faults says, or None where nothing was rehearsed."""
         if self.features is None or self.rehearsed is None or self.rehearsed_kinds is None:
             return None
-        return judge(self.features, self.rehearsed, self.rehearsed_kinds)
+        return learned(self.rehearsed_kinds, [(self.features, self.rehearsed)])
 
     def object(self, name: str) -> Array:
         """Return one reading of every object, (O,)."""
@@ -186,7 +186,7 @@ def candidates(rec: Recording) -> dict[str, Array]:
         return nats(rec.over_objects(values, lambda own: float(own.mean())))
 
     localisation = rec.object("localisation")
-    verdict = rec.verdict()
+    told = rec.told()
     return {
         **{f"{name} alone": values for name, values in channel.items()},
         "today: norm of four": surprise(rec.channels),
@@ -199,7 +199,7 @@ def candidates(rec: Recording) -> dict[str, Array]:
         "unseen, contest, missing": norm(pooled(unseen(rec)), pooled(contest(rec)), missing),
         "the same, image means": norm(mean(unseen(rec)), mean(contest(rec)), missing),
         "labelled class unseen, missing": norm(pooled(unseen(rec, "labelled")), missing),
-        **({} if verdict is None else {"judge of rehearsed faults": verdict.log_odds()}),
+        **({} if told is None else {"judge of rehearsed faults": told.posterior}),
     }
 
 
@@ -250,11 +250,11 @@ def confusion(recs: Sequence[Recording]) -> str:
     lines = [f"| planted | images | {' | '.join(LABEL_KINDS)} | not named |", "|" + "---|" * (len(LABEL_KINDS) + 3)]
     named: dict[str, list[str]] = {}
     for rec in recs:
-        verdict = rec.verdict()
-        assert verdict is not None
+        told = rec.told()
+        assert told is not None
         wrong = int(np.isin(rec.kinds, LABEL_KINDS).sum())
-        top = np.isin(np.arange(len(rec.kinds)), np.argsort(-verdict.log_odds(), kind="stable")[:wrong])
-        for kind, said in zip(rec.kinds, np.where(top, verdict.kind, ""), strict=True):
+        top = np.isin(np.arange(len(rec.kinds)), np.argsort(-told.posterior, kind="stable")[:wrong])
+        for kind, said in zip(rec.kinds, np.where(top, told.kind, ""), strict=True):
             named.setdefault(str(kind), []).append(str(said))
     for kind, said in sorted(named.items()):
         cells = [str(said.count(k)) for k in (*LABEL_KINDS, "")]
@@ -280,12 +280,12 @@ def by_epoch(file: Path) -> str:
     ]
     for epoch, metric in enumerate(metrics):
         rec = load(file, (epoch / len(metrics), (epoch + 1) / len(metrics)))
-        verdict = rec.verdict()
-        if verdict is None:
+        told = rec.told()
+        if told is None or rec.features is None or rec.rehearsed is None or rec.rehearsed_kinds is None:
             raise DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
-        doubt, odds = mean_probability(verdict.suspicion), verdict.log_odds()
-        told, mistaken = figures(rec, odds)["any"], (odds[rec.kinds == CLEAN] > 0).mean()
-        lines.append(f"| {epoch + 1} | {doubt:.3f} | {told:.3f} | {100 * mistaken:.0f} % | {100 * metric:.1f} |")
+        doubt = mean_probability(judge(rec.features, rec.rehearsed, rec.rehearsed_kinds).suspicion)
+        auc, mistaken = figures(rec, told.posterior)["any"], (told.posterior[rec.kinds == CLEAN] > 0).mean()
+        lines.append(f"| {epoch + 1} | {doubt:.3f} | {auc:.3f} | {100 * mistaken:.0f} % | {100 * metric:.1f} |")
     return "\n".join(lines)
 
 
@@ -327,14 +327,20 @@ def _judged(file: Path, window: tuple[float, float]) -> tuple[NDArray[np.str_], 
         if "rehearsed" not in found:
             raise DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
         low, high = (round(share * len(found["metric"])) for share in window)
-        planted, n = found["rehearsed_kind"], len(first.kinds)
-        told = Suspicion(n, FaultJudge(planted, 0, torch.device("cpu")))
-        for readings, rehearsed in zip(found["features"][low:high], found["rehearsed"][low:high], strict=True):
-            seen = np.isfinite(readings[:, FEATURES.index(BOXES.first)])
-            told.learn(readings.astype(float), rehearsed.astype(float), seen.astype(float))
+        epochs = zip(found["features"][low:high], found["rehearsed"][low:high], strict=True)
+        told = learned(found["rehearsed_kind"], epochs)
     if np.isnan(told.share):
         raise DataError(f"Expected images enough to learn from, but {file} has too few.")
     return first.kinds, told.posterior
+
+
+def learned(planted: NDArray[np.str_], epochs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Suspicion:
+    """Return what a run knows after epochs with these readings, as they are and under the faults `planted`."""
+    told = Suspicion(len(planted), FaultJudge(planted, 0, torch.device("cpu")))
+    for readings, rehearsed in epochs:
+        seen = np.isfinite(readings[:, FEATURES.index(BOXES.first)])
+        told.learn(readings.astype(float), rehearsed.astype(float), seen.astype(float))
+    return told
 
 
 @one_line
