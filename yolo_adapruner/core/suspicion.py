@@ -27,6 +27,8 @@ labels comes out too low, with 2 too high (`docs/results/rest.md`).
 MOST, MARGIN = 0.3, 0.02
 """Of the samples at most so many are left out of what right labels are learned from; how far from the middle the ranks
 of their rehearsals have to be, on average."""
+BEYOND = 1.5
+"""So many are left out for each that the ranks show: the sum of noisy ranks is largest before the last wrong sample."""
 LEFT_OUT = 0.15
 """The same where rehearsals tell nothing, always."""
 _ROUNDS, _RAREST = 500, 1e-4
@@ -205,8 +207,8 @@ def wrong_ones(
     """Return which samples are to be left out of what right labels are learned from, (N,).
 
     Those with the highest log odds, as many of them as have rehearsals that read worse than the middle of their kind:
-    up to where the sum of their ranks, less one half and `MARGIN`, is largest. Where what reads worst is hard, the
-    sum falls from the first on, and nobody is left out.
+    `BEYOND` times as many as there are up to where the sum of their ranks, less one half and `MARGIN`, is largest.
+    Where what reads worst is hard, the sum falls from the first on, and nobody is left out.
 
     Args:
         log_odds: (N,) that the labels are wrong, NaN unknown.
@@ -227,7 +229,8 @@ def wrong_ones(
     excess = np.cumsum(rank[worst] - 0.5 - MARGIN)
     if not len(excess) or excess.max() <= 0:
         return np.zeros(len(log_odds), bool)
-    return log_odds >= log_odds[some][worst[excess.argmax()]]
+    last = min(int(BEYOND * (excess.argmax() + 1)), len(worst)) - 1
+    return log_odds >= log_odds[some][worst[last]]
 
 
 def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
