@@ -101,16 +101,16 @@ class Suspicion:
         if self.judge is None:
             return None
         before = self._sum, self._weight, self._rehearsed
-        odds = None
-        for _ in range(2):
-            right = self._right()
-            said = self.judge(readings, rehearsed, evidence, right)
-            if said is None:
-                return None
-            self._sum, self._weight, self._rehearsed = before
+        said = self.judge(readings, rehearsed, evidence, self._right())
+        if said is not None:
             self._add(said, evidence)
-            odds = said[:, 0]
-        return None if odds is None else softplus(odds)
+            right = self._right()
+            self._sum, self._weight, self._rehearsed = before
+            said = self.judge(readings, rehearsed, evidence, right)
+        if said is None:
+            return None
+        self._add(said, evidence)
+        return softplus(said[:, 0])
 
     def _add(self, said: NDArray[np.float64], evidence: NDArray[np.float64]) -> None:
         own, rehearsal = np.delete(said, 1, 1), said[:, 1]
