@@ -71,7 +71,7 @@ def test_too_few_images_to_learn_from_leave_it_silent():
     with pytest.raises(DataError, match="1 kinds"):
         judge(few, few, np.array(CLASSES.kinds * 9), columns=CLASSES)
     assert (
-        FaultJudge(np.array(CLASSES.kinds * 9), 0, torch.device("cpu"), CLASSES)(few, few, np.ones(9), np.ones(9))
+        FaultJudge(np.array(CLASSES.kinds * 9), 0, torch.device("cpu"), CLASSES)(few, few, np.ones(9), np.ones(9, bool))
         is None
     )
 

@@ -308,7 +308,7 @@ def test_the_judge_is_asked_again_without_them_and_the_next_epoch_begins_so(wors
     for _ in range(2):
         odds, rehearsed = read(rng, wrong, np.zeros(200, bool))
         told.learn(odds[:, None], rehearsed[:, None], np.ones(200))
-    first, again, next_first, _ = judge.asked
+    first, again, next_first, *_ = judge.asked
     assert (first == 1).all()
     assert (again[wrong] == 0).mean() > 0.8
     assert (again[~wrong] == 1).mean() > 0.85

@@ -392,7 +392,7 @@ class Pruner:
         assert self._rehearsed is not None
         rehearsed = self._rehearsed.means()
         evidence = np.where(np.isfinite(rehearsed).any(1), np.minimum(self.record.area, 1), 0)
-        said = self.suspicion.judge(readings, rehearsed, evidence, np.ones(self.n))
+        said = self.suspicion.judge(readings, rehearsed, evidence, np.ones(self.n, bool))
         return math.nan if said is None else mean_probability(said[:, 0])
 
     def _close_joint(self, metric: float, rested: NDArray[np.bool_]) -> None:

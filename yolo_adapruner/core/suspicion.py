@@ -35,7 +35,7 @@ _ROUNDS, _RAREST = 500, 1e-4
 _AT_FIRST = 0.05
 """The share to begin with, which odds that tell nothing do not move: labels are right till something speaks."""
 _ASKED = 20_000
-"""Samples that the share of wrong labels is estimated from at most."""
+"""Samples at most that the share of wrong labels is estimated from, and who is left out."""
 
 
 class Judge(Protocol):
@@ -58,7 +58,7 @@ class Judge(Protocol):
         readings: NDArray[np.float64],
         rehearsed: NDArray[np.float64],
         evidence: NDArray[np.float64],
-        right: NDArray[np.float64],
+        right: NDArray[np.bool_],
     ) -> NDArray[np.float64] | None:
         """Return what it says of each sample, (N, 2 + K), or None where there is too little to learn from.
 
@@ -70,7 +70,7 @@ class Judge(Protocol):
             readings: of the samples as they are, (N, R), NaN where there is none.
             rehearsed: of the samples under their faults, (N, R), rows of NaN where one carries none.
             evidence: how much of each sample its readings rest on, (N,) in [0, 1]; 0 where it was not seen.
-            right: by how much each sample teaches what right labels read like, (N,) in [0, 1].
+            right: which samples teach what right labels read like, (N,).
         """
 
 
@@ -94,22 +94,24 @@ class Suspicion:
     ) -> NDArray[np.float64] | None:
         """Take an epoch and return the signal of this epoch alone, (N,), or None where nothing was learned.
 
-        The judge is asked twice: who is left out by all epochs up to the last, and then by this one as well.
+        The judge is asked without those that are left out by all epochs up to the last, and again if this one leaves
+        out others.
 
         Args: see `Judge`.
         """
         if self.judge is None:
             return None
-        before = self._sum, self._weight, self._rehearsed
-        said = self.judge(readings, rehearsed, evidence, self._right())
-        if said is not None:
-            self._add(said, evidence)
-            right = self._right()
-            self._sum, self._weight, self._rehearsed = before
-            said = self.judge(readings, rehearsed, evidence, right)
+        before, right = (self._sum, self._weight, self._rehearsed), self._right()
+        said = self.judge(readings, rehearsed, evidence, right)
         if said is None:
             return None
         self._add(said, evidence)
+        if ((again := self._right()) != right).any():
+            self._sum, self._weight, self._rehearsed = before
+            said = self.judge(readings, rehearsed, evidence, again)
+            if said is None:
+                return None
+            self._add(said, evidence)
         return softplus(said[:, 0])
 
     def _add(self, said: NDArray[np.float64], evidence: NDArray[np.float64]) -> None:
@@ -121,13 +123,11 @@ class Suspicion:
         self._rehearsed = self._rehearsed + np.column_stack((np.where(told > 0, rehearsal, 0) * told, told))
         self._share = None
 
-    def _right(self) -> NDArray[np.float64]:
-        """By how much each sample is to teach what right labels read like, (N,)."""
+    def _right(self) -> NDArray[np.bool_]:
+        """Which samples are to teach what right labels read like, (N,)."""
         assert self.judge is not None
-        total, weight = self._rehearsed.T
-        rehearsed = np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
         planted = self.judge.planted if self.judge.worsens else None
-        return np.where(wrong_ones(self.log_odds, rehearsed, planted), 0.0, 1.0)
+        return ~wrong_ones(self.log_odds, _mean(*self._rehearsed.T), planted)
 
     @property
     def log_odds(self) -> NDArray[np.float64]:
@@ -169,8 +169,7 @@ class Suspicion:
         return softplus(self.log_odds) if (self._weight > 0).any() else None
 
     def _means(self) -> NDArray[np.float64]:
-        seen = self._weight > 0
-        return np.where(seen[:, None], self._sum / np.where(seen, self._weight, 1)[:, None], np.nan)
+        return _mean(self._sum, self._weight[:, None])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything an interrupted run needs to go on, as arrays."""
@@ -218,7 +217,7 @@ def wrong_ones(
     known = np.flatnonzero(np.isfinite(log_odds) & np.isfinite(rehearsed))
     if not len(known):
         return np.zeros(len(log_odds), bool)
-    some = known[:: -(-len(known) // _ASKED)]
+    some = _some(known)
     if planted is None:
         return log_odds > np.quantile(log_odds[some], 1 - LEFT_OUT)
     rank = np.empty(len(some))
@@ -242,8 +241,7 @@ def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
     Args:
         log_odds: (N,), NaN unknown; NaN is returned where all are.
     """
-    known = log_odds[np.isfinite(log_odds)]
-    known = known[:: -(-len(known) // _ASKED)] if len(known) else known
+    known = _some(log_odds[np.isfinite(log_odds)])
     share = _AT_FIRST if len(known) else math.nan
     for _ in range(_ROUNDS if len(known) else 0):
         found = mean_probability(known + _log_odds(share))
@@ -251,6 +249,16 @@ def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
         if abs(share - before) < _RAREST * share:
             break
     return share
+
+
+def _some(known: NDArray[Any]) -> NDArray[Any]:
+    """`_ASKED` of them at most, in equal steps."""
+    return known[:: max(1, -(-len(known) // _ASKED))]
+
+
+def _mean(total: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A sum over its weight, NaN where that is 0."""
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
 
 
 def _log_odds(share: float) -> float:

@@ -120,7 +120,7 @@ class FaultJudge:
         self._columns = columns
         self._rehearsed_kinds, self._seed, self._device = rehearsed_kinds, seed, device
 
-    def __call__(self, readings: Array, rehearsed: Array, evidence: Array, right: Array) -> Array | None:
+    def __call__(self, readings: Array, rehearsed: Array, evidence: Array, right: NDArray[np.bool_]) -> Array | None:
         """Return log odds and kinds; see `core.suspicion.Judge`."""
         said = np.full((len(readings), 2 + len(self.kinds)), np.nan)
         seen = np.isfinite(readings[:, self._columns.at(self._columns.first)[0]]) & (evidence > 0)
@@ -149,7 +149,7 @@ def judge(
     kinds: NDArray[np.str_],
     *,
     weights: NDArray[np.floating] | None = None,
-    right: NDArray[np.floating] | None = None,
+    right: NDArray[np.bool_] | None = None,
     seed: int = 0,
     columns: Columns = BOXES,
 ) -> Verdict:
@@ -163,7 +163,7 @@ def judge(
         rehearsed: the same under the fault `kinds` of each image; rows of NaN where it could not carry it.
         kinds: (N,) fault each image was rehearsed with.
         weights: (N,) > 0, how much of each image its readings rest on; 1 each if None.
-        right: (N,) in [0, 1], by how much each image teaches what right labels read like; 1 each if None.
+        right: (N,) which images teach what right labels read like; all if None.
         seed: deals the images out to folds.
         columns: what the R readings are.
 
@@ -175,14 +175,15 @@ def judge(
     if min(len(readings), ready.sum()) < 2 * FOLDS or len(set(kinds[ready])) < least:
         raise DataError(f"Expected {2 * FOLDS} images or more and {least} kinds of rehearsed fault, but got fewer.")
     rests = np.ones(len(readings)) if weights is None else np.asarray(weights, np.float64)
-    teaches = rests if right is None else rests * np.asarray(right, np.float64)
+    teaches = np.ones(len(readings), bool) if right is None else right
     sample = np.sort(np.random.default_rng([seed, len(readings)]).permutation(len(readings))[:MOST_ROWS])
     true, wrong = (_standardised(values, readings, columns) for values in (readings, rehearsed))
     said = np.empty((len(true), 1 + len(columns.kinds)))
     rehearsal = np.full(len(true), np.nan)
     models = []
-    for seen, unseen in KFold(FOLDS, shuffle=True, random_state=seed).split(sample):
-        models.append(_model(true, wrong, kinds, ready, (teaches, rests), sample[seen]))
+    for learned, unseen in KFold(FOLDS, shuffle=True, random_state=seed).split(sample):
+        seen = sample[learned]
+        models.append(_model(true, wrong, kinds, rests, seen[teaches[seen]], seen[ready[seen]]))
         own = sample[unseen]
         said[own] = _said(models[-1], true[own], columns.kinds)
         own = own[ready[own]]
@@ -213,19 +214,18 @@ def _model(
     true: Array,
     wrong: Array,
     kinds: NDArray[np.str_],
-    ready: NDArray[np.bool_],
-    weights: tuple[Array, Array],
-    rows: NDArray[np.int64],
+    weights: Array,
+    right: NDArray[np.int64],
+    spoilt: NDArray[np.int64],
 ) -> object:
-    """The regression learned from some rows: as they are against as they were rehearsed, both sides equally heavy."""
-    rows, spoilt = rows[weights[0][rows] > 0], rows[ready[rows]]
-    classes = np.concatenate([np.full(len(rows), _RIGHT, kinds.dtype), kinds[spoilt]])
-    sides = [weight[side] / weight[side].sum() for weight, side in zip(weights, (rows, spoilt), strict=True)]
+    """The regression that tells the rows `right` as they are from the rows `spoilt` as they were rehearsed."""
+    classes = np.concatenate([np.full(len(right), _RIGHT, kinds.dtype), kinds[spoilt]])
+    sides = [weights[side] / weights[side].sum() for side in (right, spoilt)]
     with _unlogged():
         # Second derivatives of this few columns are cheap: 3 to 7 times as fast as by gradients alone.
         model = LogisticRegression(C=STRENGTH, solver="newton-cholesky")
         return model.fit(
-            np.concatenate([true[rows], wrong[spoilt]]),
+            np.concatenate([true[right], wrong[spoilt]]),
             classes,
             sample_weight=np.concatenate(sides) * len(classes) / 2,
         )
@@ -235,7 +235,7 @@ def _model(
 def _unlogged() -> Iterator[None]:
     """Keep MLflow out: once Ultralytics' callback has called its autolog, it logs each fit of scikit-learn's.
 
-    10 fits an epoch would end up as models in the user's own run, and take longer than the training.
+    Up to 10 fits an epoch would end up as models in the user's own run, and take longer than the training.
     """
     if "mlflow" not in sys.modules:
         yield

@@ -282,7 +282,7 @@ def by_epoch(file: Path) -> str:
         rec = load(file, (epoch / len(metrics), (epoch + 1) / len(metrics)))
         told = rec.told()
         if told is None or rec.features is None or rec.rehearsed is None or rec.rehearsed_kinds is None:
-            raise DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
+            raise _unrehearsed(file)
         doubt = mean_probability(judge(rec.features, rec.rehearsed, rec.rehearsed_kinds).suspicion)
         auc, mistaken = figures(rec, told.posterior)["any"], (told.posterior[rec.kinds == CLEAN] > 0).mean()
         lines.append(f"| {epoch + 1} | {doubt:.3f} | {auc:.3f} | {100 * mistaken:.0f} % | {100 * metric:.1f} |")
@@ -325,13 +325,17 @@ def _judged(file: Path, window: tuple[float, float]) -> tuple[NDArray[np.str_], 
     first = load(file, window)
     with np.load(file) as found:
         if "rehearsed" not in found:
-            raise DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
+            raise _unrehearsed(file)
         low, high = (round(share * len(found["metric"])) for share in window)
         epochs = zip(found["features"][low:high], found["rehearsed"][low:high], strict=True)
         told = learned(found["rehearsed_kind"], epochs)
     if np.isnan(told.share):
         raise DataError(f"Expected images enough to learn from, but {file} has too few.")
     return first.kinds, told.posterior
+
+
+def _unrehearsed(file: Path) -> DataError:
+    return DataError(f"Expected a recording with rehearsed faults, but {file} has none: record it anew.")
 
 
 def learned(planted: NDArray[np.str_], epochs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Suspicion:
