@@ -47,7 +47,7 @@ class PruneConfig(BaseModel):
         "rank correlation, Ultralytics' own warm-up being over; above 1 never. Not for classifiers.",
     )
     warmup_patience: int = Field(
-        4,
+        3,
         ge=0,
         description="auto ends it as well once the judge has learned what it can: in so many epochs in a row the "
         "probability of wrong labels that it gives the images on average has not fallen by a tenth; 0 never.",
