@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from yolo_adapruner import bench
 from yolo_adapruner.config import load
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study import wall
+from yolo_adapruner.study.turns import Timed
 
 
 @pytest.fixture
@@ -37,18 +37,6 @@ def test_arms_change_the_method_and_nothing_else():
 def test_an_arm_that_is_unknown_is_refused(arm, config, tmp_path):
     with pytest.raises(ConfigError, match=r"Expected arms among stock, prune-0\.3, prune-0\.5, dynamic"):
         wall.Bench(config, tmp_path, ("stock", arm))
-
-
-def test_all_arms_of_a_seed_run_before_the_next_seed_and_none_is_always_first(config, tmp_path):
-    cells = list(wall.Bench(config, tmp_path, ("stock", "prune-0.3", "dynamic"), (5, 6)).cells())
-    assert cells == [
-        ("stock", 5),
-        ("prune-0.3", 5),
-        ("dynamic", 5),
-        ("prune-0.3", 6),
-        ("dynamic", 6),
-        ("stock", 6),
-    ]
 
 
 def cell(arm, seed, seconds, map50_95, images=1.0):
@@ -103,19 +91,21 @@ def test_a_grid_is_run_once_and_a_cell_that_was_cut_off_again(config, tmp_path, 
     assert (tmp_path / "work" / "stock-s0" / "run" / "weights" / "best.pt").is_file()
     assert not (tmp_path / "work" / "stock-s0" / "run" / "manifest.json").exists()  # Ultralytics' own trainer
 
-    ran = []
+    asked = []
 
-    def fails(command, **_):
-        ran.append(command)
-        return subprocess.CompletedProcess(command, 1)
+    def fails(commands):
+        asked.extend(commands)
+        for command in commands.values():
+            command.output.write_text("no memory left\n")
+        return {name: Timed(1.0, 1) for name in commands}
 
-    monkeypatch.setattr(wall.subprocess, "run", fails)
+    monkeypatch.setattr(wall.turns, "by_turns", fails)
     assert bench.main(words) == 0
-    assert json.loads(capsys.readouterr().out)["arms"] == [stock, short, dynamic] == json.loads(line)["arms"]
-    assert ran == []
+    assert json.loads(capsys.readouterr().out)["arms"] == [stock, short, dynamic]
+    assert asked == []
     (tmp_path / "work" / "dynamic-s0" / wall.RECORD).unlink()
     assert bench.main(words) == RunError("").exit_code
-    assert "bench: Expected dynamic of seed 0 to end well" in capsys.readouterr().err
-    assert len(ran) == 1
+    assert "bench: Expected dynamic of seed 0 to end well, but it says: no memory left" in capsys.readouterr().err
+    assert asked == ["dynamic"]
     assert bench.main([words[0], "lr0=0.5", *words[1:]]) == RunError("").exit_code
     assert "to hold cells of this recipe" in capsys.readouterr().err

@@ -1,9 +1,9 @@
 """Wall time of whole commands against stock training of the same recipe, and what the detectors are worth in the end.
 
 A cell is one command in a process of its own, timed from its start to its end: imports, set-up, training, validation,
-files. Seed by seed all arms run one after the other, in an order that moves on by one each seed, so that whatever
-drifts on the machine drifts for all. A cell's figures lie in its folder when it is done; it is not run again, and one
-that was cut off is run anew, for half a time is none. Knows nothing of how anything is trained.
+files. Seed by seed all arms run by turns (`turns.py`), so that whatever drifts on the machine drifts for all. A cell's
+figures lie in its folder when all arms of its seed are done; it is not run again, and one that was cut off is run anew,
+for half a time is none. Knows nothing of how anything is trained.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ import yaml
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError, RunError
+from yolo_adapruner.study import turns
 from yolo_adapruner.study.evaluate import coco_metrics, paired_difference
 from yolo_adapruner.study.ground import judge_data
 
-STOCK, SHORT, DYNAMIC, RECORD = "stock", "short", "dynamic", "cell.json"
+STOCK, SHORT, DYNAMIC, RECORD, OUTPUT = "stock", "short", "dynamic", "cell.json", "output.txt"
 ARMS = (STOCK, "prune-0.3", "prune-0.5", DYNAMIC)
 _SAID = 400
 
@@ -57,13 +57,6 @@ class Bench:
         for arm in self.arms:
             method_of(arm)
 
-    def cells(self) -> Iterator[tuple[str, int]]:
-        """Yield (arm, seed) in the order they run."""
-        for i, seed in enumerate(self.seeds):
-            turn = i % len(self.arms)
-            for arm in (*self.arms[turn:], *self.arms[:turn]):
-                yield arm, seed
-
     def run(self) -> Iterator[dict[str, Any]]:
         """Yield each cell's figures, running those that are not there; see `figures`.
 
@@ -71,15 +64,20 @@ class Bench:
             RunError: a command failed, or the folder holds cells of another recipe.
         """
         self._claim()
-        for arm, seed in self.cells():
-            home = self.folder / f"{arm}-s{seed}"
-            if not (home / RECORD).is_file():
-                if not self.data.is_file():
-                    self._split()
-                found = self._timed(arm, seed, home)
+        for seed in self.seeds:
+            missing = [arm for arm in self.arms if not (self._home(arm, seed) / RECORD).is_file()]
+            if missing and not self.data.is_file():
+                self._split()
+            for arm, seconds in self._timed(missing, seed).items():
+                home = self._home(arm, seed)
+                found = {"arm": arm, "seed": seed, "seconds": seconds, **self._worth(arm, home / "run")}
                 with export.replace_file(home / RECORD) as temporary:
                     temporary.write_text(json.dumps(found, indent=2), encoding="utf-8")
-            yield json.loads((home / RECORD).read_text(encoding="utf-8"))
+            for arm in self.arms:
+                yield json.loads((self._home(arm, seed) / RECORD).read_text(encoding="utf-8"))
+
+    def _home(self, arm: str, seed: int) -> Path:
+        return self.folder / f"{arm}-s{seed}"
 
     def _claim(self) -> None:
         """Note the recipe in the folder, or refuse a folder that holds another."""
@@ -105,18 +103,21 @@ class Bench:
         with quiet():  # the bench's output is its table or one line of JSON
             judge_data(self.folder.absolute(), load_data(self.config.data), self.config.seed)
 
-    def _timed(self, arm: str, seed: int, home: Path) -> dict[str, Any]:
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
-        words = self._command(arm, seed, home)
-        began = time.perf_counter()
-        with (home / "output.txt").open("w", encoding="utf-8") as output:
-            done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
-        seconds = time.perf_counter() - began
-        if done.returncode:
-            last = (home / "output.txt").read_text(encoding="utf-8", errors="replace").strip()[-_SAID:]
-            raise RunError(f"Expected {arm} of seed {seed} to end well, but it says: {' '.join(last.split())}")
-        return {"arm": arm, "seed": seed, "seconds": seconds, **self._worth(arm, home / "run")}
+    def _timed(self, arms: Sequence[str], seed: int) -> dict[str, float]:
+        """Seconds of each arm's command, of all by turns."""
+        commands = {}
+        for arm in arms:
+            home = self._home(arm, seed)
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
+            progress = partial(_progress, home / "run" / "results.csv", self._epochs(arm))
+            commands[arm] = turns.Command(self._command(arm, seed, home), home / OUTPUT, progress)
+        found = turns.by_turns(commands)
+        for arm, timed in found.items():
+            if timed.status:
+                last = commands[arm].output.read_text(encoding="utf-8", errors="replace").strip()[-_SAID:]
+                raise RunError(f"Expected {arm} of seed {seed} to end well, but it says: {' '.join(last.split())}")
+        return {arm: timed.seconds for arm, timed in found.items()}
 
     def _command(self, arm: str, seed: int, home: Path) -> list[str]:
         """The words of a cell's command; what it reads is written into its folder."""
@@ -159,6 +160,14 @@ class Bench:
         """Epochs of an arm: the recipe's, or a short training's share of them."""
         kind, _, share = arm.partition("-")
         return max(round(float(share) * self.config.epochs), 1) if kind == SHORT else self.config.epochs
+
+
+def _progress(results: Path, epochs: int) -> float:
+    """How far a training has come, by the epochs in its results.csv."""
+    try:
+        return max(results.read_bytes().count(b"\n") - 1, 0) / epochs  # less the line of names
+    except OSError:
+        return 0.0
 
 
 def method_of(arm: str) -> dict[str, Any] | None:
