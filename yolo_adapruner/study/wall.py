@@ -3,7 +3,7 @@
 A cell is one command in a process of its own, timed from its start to its end: imports, set-up, training, validation,
 files. Seed by seed all arms run by turns (`turns.py`), so that whatever drifts on the machine drifts for all. A cell's
 figures lie in its folder when all arms of its seed are done; it is not run again, and one that was cut off is run anew,
-for half a time is none. Knows nothing of how anything is trained.
+for half a time is none. An arm that is added later is timed apart from the others. Knows nothing of how anything is trained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from yolo_adapruner.study import turns
 from yolo_adapruner.study.evaluate import coco_metrics, paired_difference
 from yolo_adapruner.study.ground import judge_data
 
-STOCK, SHORT, DYNAMIC, RECORD, OUTPUT = "stock", "short", "dynamic", "cell.json", "output.txt"
+STOCK, SHORT, DYNAMIC, RECORD = "stock", "short", "dynamic", "cell.json"
 ARMS = (STOCK, "prune-0.3", "prune-0.5", DYNAMIC)
 _SAID = 400
 
@@ -111,7 +111,7 @@ class Bench:
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
             progress = partial(_progress, home / "run" / "results.csv", self._epochs(arm))
-            commands[arm] = turns.Command(self._command(arm, seed, home), home / OUTPUT, progress)
+            commands[arm] = turns.Command(self._command(arm, seed, home), home / "output.txt", progress)
         found = turns.by_turns(commands)
         for arm, timed in found.items():
             if timed.status:
