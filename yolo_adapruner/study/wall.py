@@ -3,7 +3,8 @@
 A cell is one command in a process of its own, timed from its start to its end: imports, set-up, training, validation,
 files. Seed by seed all arms run by turns (`turns.py`), so that whatever drifts on the machine drifts for all. A cell's
 figures lie in its folder when all arms of its seed are done; it is not run again, and one that was cut off is run anew,
-for half a time is none. An arm that is added later is timed apart from the others. Knows nothing of how anything is trained.
+for half a time is none. An arm that is added later is timed apart from the others. Knows nothing of how anything is
+trained.
 """
 
 from __future__ import annotations
