@@ -109,6 +109,15 @@ def test_no_cluster_at_an_address_is_one_line(tmp_path, address):
     assert f"--ray {LOCAL}" in str(error.value)
 
 
+def test_a_cluster_of_this_machine_is_a_new_one(tmp_path, monkeypatch):
+    """Ray would go to one that it finds, and try for a quarter of an hour where that one is gone."""
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    runner = FakeRunner(tmp_path)
+    assert run_on_cluster(CHAINS, runner, Cluster(LOCAL)) == run_all(CHAINS, runner, 1)
+    assert not ray.is_initialized()
+
+
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0.0), (1, -0.5), (1, 1.5)])
 def test_what_no_cell_can_take_is_refused(cpus, gpus):
     with pytest.raises(ConfigError, match="Expected cores of 1 or more a cell, and GPUs a cell"):

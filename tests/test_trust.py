@@ -59,14 +59,14 @@ UNSAFE_MODULES = {"subprocess", "pty", "marshal", "shelve", "dill", "cloudpickle
 SAFE_LOADERS = {"_Loader"}
 
 
-def faults(tree: ast.AST, *, benches: bool = False) -> list[str]:
-    """What in a module would run code or a shell, or read a file in a way that could; benches start processes."""
+def faults(tree: ast.AST, *, starts: bool = False) -> list[str]:
+    """What in a module would run code or a shell, or read a file in a way that could; `starts`: it may start processes."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             if ast.unparse(node) == "from subprocess import CalledProcessError":  # what upstream's launcher raises
                 continue
-            if benches and ast.unparse(node) == "import subprocess":
+            if starts and ast.unparse(node) == "import subprocess":
                 continue
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             found += [f"imports {name}" for name in names if name.split(".")[0] in UNSAFE_MODULES]
@@ -89,20 +89,31 @@ def faults(tree: ast.AST, *, benches: bool = False) -> list[str]:
 
 
 BENCHES = ("bench.py", "study/scale.py", "study/wall.py")
-"""What measures whole processes, and starts this very Python for it."""
+"""What measures whole processes, and has this very Python started for it."""
+STARTERS = ("bench.py", "study/scale.py", "study/turns.py")
+"""What starts processes."""
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_runs_a_shell_or_code_from_a_file(module):
-    benches = module.relative_to(PACKAGE).as_posix() in BENCHES
-    assert faults(ast.parse(module.read_text(encoding="utf-8")), benches=benches) == []
+    starts = module.relative_to(PACKAGE).as_posix() in STARTERS
+    assert faults(ast.parse(module.read_text(encoding="utf-8")), starts=starts) == []
 
 
 @pytest.mark.parametrize("name", BENCHES)
 def test_a_bench_starts_no_other_program_than_this_python(name):
     text = (PACKAGE / name).read_text(encoding="utf-8")
-    assert text.count("subprocess.run(") == 1
+    starts = re.findall(r"\b(subprocess\.\w+\(|by_turns\()", text)
+    assert starts == (["by_turns("] if name == "study/wall.py" else ["subprocess.run("])
     assert re.search(r"(words =|return) \[sys\.executable, \"-m\", \"yolo_adapruner[.\"]", text)
+
+
+def test_turns_are_taken_by_the_bench_of_wall_times_alone():
+    """They start what they are handed, so that whoever hands it to them is looked at above."""
+    using = [module for module in MODULES if "by_turns(" in module.read_text(encoding="utf-8")]
+    assert {module.relative_to(PACKAGE).as_posix() for module in using} == {"study/turns.py", "study/wall.py"}
+    text = (PACKAGE / "study/turns.py").read_text(encoding="utf-8")
+    assert re.findall(r"subprocess\.(\w+)\(", text) == ["Popen"]
 
 
 def test_the_yaml_loader_of_ours_is_a_safe_one():
