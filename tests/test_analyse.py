@@ -152,17 +152,15 @@ def test_by_epoch_the_judge_s_doubt_falls_as_faults_begin_to_show(
     assert "rehearsed faults, but" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("planted", [True, False], ids=["planted", "clean"])
-def test_the_verdicts_count_what_is_found_and_what_is_mistaken(
-    planted: bool, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def write_judged(file: Path, planted: bool, strength: float = 8) -> Path:
+    """200 images whose faults raise one reading eightfold in rehearsal; if `planted`, 20 do so by `strength` as are."""
     rng = np.random.default_rng(4)
     n = 200
     named = np.array(["shifted", "swapped"])[np.arange(n) % 2]
     kinds = np.array(["shifted"] * 20 + ["duplicate"] * 3 + ["clean"] * (n - 23))
     features, rehearsed = rng.lognormal(0, 0.3, (2, EPOCHS, n, len(FEATURES))).astype(np.float32)
     if planted:
-        features[:, kinds == "shifted", FEATURES.index("localisation")] *= 8
+        features[:, kinds == "shifted", FEATURES.index("localisation")] *= strength
     for kind, reading in (("shifted", "localisation"), ("swapped", "classification")):
         rehearsed[:, named == kind, FEATURES.index(reading)] *= 8
     arrays = {
@@ -171,7 +169,14 @@ def test_the_verdicts_count_what_is_found_and_what_is_mistaken(
         "channels": features[..., :4], "objects": np.zeros((EPOCHS, n, len(OBJECT)), np.float32),
         "unexplained": np.zeros((EPOCHS, n, TOP, len(EXTRA)), np.float32),
     }  # fmt: skip
-    file = write_recording(tmp_path / "a.npz", features=features, rehearsed=rehearsed, rehearsed_kind=named, **arrays)
+    return write_recording(file, features=features, rehearsed=rehearsed, rehearsed_kind=named, **arrays)
+
+
+@pytest.mark.parametrize("planted", [True, False], ids=["planted", "clean"])
+def test_the_verdicts_count_what_is_found_and_what_is_mistaken(
+    planted: bool, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_judged(tmp_path / "a.npz", planted)
     assert main([str(file), "--verdicts", "--window", "0", "1"]) == 0
     name, images, share, said, found, mistaken, told, loss, surest = (
         c.strip() for c in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]
@@ -185,6 +190,29 @@ def test_the_verdicts_count_what_is_found_and_what_is_mistaken(
     assert float(loss) < 0.1
     assert float(surest) < 0.5
     assert main([str(recording), "--verdicts"]) == 2
+    assert "rehearsed faults, but" in capsys.readouterr().err
+
+
+def test_lots_take_doubtful_images_the_more_the_sharper_they_are(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = write_judged(tmp_path / "weak.npz", True, strength=4)
+    clean = write_judged(tmp_path / "clean.npz", False)
+    assert main([str(weak), str(clean), "--lots", "--window", "0", "1"]) == 0
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        [name, dropped, str(k)] for name, dropped in (("weak", "20"), ("clean", "20")) for k in (1, 2, 4, 8)
+    ]
+    for column in (3, 4):  # AUROC, planted among the dropped
+        dull, *_, sharp = (float(row[column].removesuffix("%")) for row in rows[:4])
+        assert sharp > dull
+    assert [row[4] for row in rows[:4]] == [row[5] for row in rows[:4]]  # as many go as were planted
+    assert all((row[3], row[4], row[5]) == ("–", "0 %", "–") for row in rows[4:])
+    assert float(rows[3][6][:-2]) < 10 <= float(rows[4][6][:-2])  # where nothing was planted they go as others do
+    assert main([str(clean), "--lots", "--window", "0", "1", "--share", "0.5"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split("|")[2].strip() == "100"
+    assert main([str(clean), "--lots", "--share", "1.5"]) == 2
+    assert main([str(recording), "--lots"]) == 2
     assert "rehearsed faults, but" in capsys.readouterr().err
 
 

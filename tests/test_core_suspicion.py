@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from yolo_adapruner.config import PruneConfig
-from yolo_adapruner.core.pruner import Pruner, Settings, Stage, stalled
+from yolo_adapruner.core.pruner import Pruner, Settings, Stage, draw_lots, stalled
 from yolo_adapruner.core.reasons import DRAWN, SUSPECT, Evidence, explain
 from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.core.suspicion import (
@@ -403,6 +403,13 @@ def test_a_lot_is_a_sample_s_own_for_the_run_and_higher_where_something_speaks_a
     gone = WRONG + np.flatnonzero(~first.kept[WRONG:])
     stayed = np.flatnonzero(first.kept)
     assert lots[gone].mean() > lots[stayed].mean() + 0.4
+
+
+def test_a_lot_rises_the_more_with_doubt_the_sharper_it_is_and_never_decides_on_a_suspect() -> None:
+    wrong = -np.log(1 - np.array([0.0, 0.25, 0.25, 0.5, 0.51]))
+    uniform = np.array([0.3, 0.3, 0.9, 0.3, 0.3])
+    np.testing.assert_allclose(draw_lots(uniform, wrong), [0.3, 0.3**0.5, 0.9**0.5, 1, np.nan])
+    np.testing.assert_allclose(draw_lots(uniform, wrong, 4), [0.3, 0.3**0.0625, 0.9**0.0625, 1, np.nan])
 
 
 @pytest.mark.parametrize("judge", [None, FirstColumn(silent=True)], ids=["none", "one that cannot learn"])

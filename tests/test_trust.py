@@ -60,7 +60,7 @@ SAFE_LOADERS = {"_Loader"}
 
 
 def faults(tree: ast.AST, *, starts: bool = False) -> list[str]:
-    """What in a module would run code or a shell, or read a file in a way that could; `starts`: it may start processes."""
+    """What in a module would run code or a shell, or read a file so that it could; `starts`: it may start processes."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):

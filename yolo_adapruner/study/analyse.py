@@ -5,13 +5,15 @@
 Reads recordings of `record.py` and trains nothing. A candidate turns the readings of a window of epochs into one number
 an image; the table gives its AUROC for each kind against the clean images, the mean over recordings. `--by-epoch` shows
 how the judge of rehearsed faults gets ready instead: what it says from each epoch alone. `--verdicts` shows what it
-makes of the window as a joint stage does: how many labels it takes for wrong, and how many of them are.
+makes of the window as a joint stage does: how many labels it takes for wrong, and how many of them are. `--lots` shows
+whom a cut by that would take, by how steeply lots rise with doubt.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import zipfile
@@ -25,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
+from yolo_adapruner.core.pruner import draw_lots
 from yolo_adapruner.core.signal import channel_surprise, surprise
 from yolo_adapruner.core.suspicion import Suspicion, mean_probability, probability, softplus
 from yolo_adapruner.engine.channels import CHANNELS
@@ -38,6 +41,7 @@ from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, LABEL_KINDS
 
 Array = NDArray[np.float64]
 WINDOW = (0.5, 1.0)
+SHARPNESSES, DRAWS = (1, 2, 4, 8), 50
 _EPS = 1e-4  # of a confidence, below which an object is not seen at all
 
 
@@ -320,6 +324,50 @@ def verdicts(files: Sequence[Path], window: tuple[float, float] = WINDOW) -> str
     return "\n".join(lines)
 
 
+def drawn(
+    files: Sequence[Path], window: tuple[float, float] = WINDOW, share: float | None = None, draws: int = DRAWS
+) -> str:
+    """Return whom a cut after `verdicts` would take, in Markdown, by how steeply lots rise with doubt, mean over draws.
+
+    Suspects come before lots, the surest first, as `core.pruner` has it; copies take no part. Doubtful clean ones: the
+    tenth of the clean images whose labels are most suspect, the hard ones among them.
+
+    Args:
+        files: recordings.
+        window: the joint stage, as shares of the run.
+        share: what is dropped; None for the share planted wrong, or a tenth where none was.
+        draws: numbers drawn for each image, one after the other.
+
+    Raises:
+        DataError: see `verdicts`.
+    """
+    lines = [
+        "| recording | dropped | sharpness | AUROC of the order | planted among the dropped | planted dropped "
+        "| doubtful clean ones dropped |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for file in files:
+        kinds, odds = _judged(file, window)
+        part = ~np.isin(kinds, COPY_KINDS) & np.isfinite(odds)
+        odds, planted = odds[part], np.isin(kinds[part], LABEL_KINDS)
+        count = round(len(odds) * (share if share is not None else planted.mean() or 0.1))
+        clean = np.flatnonzero(~planted)
+        doubtful = clean[np.argsort(-odds[clean], kind="stable")[: round(len(clean) / 10)]]
+        for sharpness in SHARPNESSES:
+            rows = []
+            for seed in range(draws):
+                lots = draw_lots(np.random.default_rng(seed).random(len(odds)), softplus(odds), sharpness)
+                order = np.where(np.isnan(lots), 1 + softplus(odds), lots)  # suspects first
+                gone = np.isin(np.arange(len(odds)), np.argsort(-order, kind="stable")[:count])
+                found = gone[planted].mean() if planted.any() else math.nan
+                rows.append((auroc(order, planted), planted[gone].mean(), found, gone[doubtful].mean()))
+            area, hits, found, hard = np.mean(rows, 0)
+            shares = (f"{100 * part:.0f} %" if np.isfinite(part) else "–" for part in (hits, found, hard))
+            cells = (file.stem, count, sharpness, f"{area:.3f}" if np.isfinite(area) else "–", *shares)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def _judged(file: Path, window: tuple[float, float]) -> tuple[NDArray[np.str_], Array]:
     """Kinds of a recording's images, and the log odds that their labels are wrong by the epochs of the window."""
     first = load(file, window)
@@ -358,6 +406,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clean", action="store_true", help="judge by the averaged model without augmentation")
     parser.add_argument("--by-epoch", action="store_true", help="show how the judge gets ready, epoch by epoch")
     parser.add_argument("--verdicts", action="store_true", help="show what the judge takes for wrong, by recording")
+    parser.add_argument(
+        "--lots", action="store_true", help="show whom a cut takes, by how steeply lots rise with doubt"
+    )
+    parser.add_argument("--share", type=float, help="of the images to drop with --lots (default: the share planted)")
     args = parser.parse_args(argv)
     low, high = args.window
     if not 0 <= low < high <= 1:
@@ -367,6 +419,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.verdicts:
         print(verdicts(args.recordings, (low, high)))
+        return
+    if args.share is not None and not 0 < args.share < 1:
+        raise ConfigError(f"Expected a share in (0, 1), but got {args.share:g}.")
+    if args.lots:
+        print(drawn(args.recordings, (low, high), args.share))
         return
     recs = [load(file, (low, high), clean=args.clean) for file in args.recordings]
     print(table(recs))

@@ -163,7 +163,7 @@ def _run_cell(runner: Runner, cell: Cell, threads: int, version: str, _after: An
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[Any]:
     ray = installed()
-    # The address is said even where it is "local": without one, Ray joins the cluster that ran here last, dead or alive.
+    # "local" is said too: without an address Ray joins the cluster that ran here last, dead or alive.
     where = {"address": cluster.address} | ({"include_dashboard": False} if cluster.address == LOCAL else {})
     already = ray.is_initialized()
     try:
