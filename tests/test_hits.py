@@ -93,6 +93,18 @@ def test_beside_wrong_labels_a_copy_is_as_good_as_clean():
     assert (found["planted"], found["auroc"], found["hits"]) == (1, 0.5, 0.5)
 
 
+def test_what_the_set_itself_labels_wrongly_is_not_clean_and_counts_as_faulty():
+    # Planted 0, own 1 and 2, clean 3 and 4: against the clean ones alone the planted stands right.
+    outcome = outcome_of([-1, -3, -2, 0, 1], [0, 0, 1, 0, 1], reason=["label suspect", "easy", "", "drawn", ""])
+    truth = truth_of("shifted", "clean", "clean", "clean", "clean")
+    found = figures(outcome, truth, ["1.png", "2.png", "0.png", "elsewhere.png"])
+    assert (found["planted"], found["own"], found["auroc"]) == (1, 2, 1.0)
+    assert (found["hits"], found["faulty"]) == (0.3333, 0.6667)
+    assert {kind: sum(said.values()) for kind, said in found["named"].items()} == {"shifted": 1, "own": 1, "clean": 1}
+    assert figures(outcome, truth)["auroc"] == 0.5
+    assert figures(outcome, truth)["faulty"] == figures(outcome, truth)["hits"]
+
+
 def test_groups_count_what_is_left_of_each():
     # a: one of two kept. b: none of three. c: both of two. d has a single member, so it is no group.
     groups = {0: "a", 1: "a", 2: "b", 3: "b", 4: "b", 5: "c", 6: "c", 7: "d"}
@@ -198,13 +210,13 @@ def test_the_table_has_mean_and_spread_over_seeds_and_passes_over_what_is_not_kn
     copies = {"kind": "duplicate", "groups": 8, "one_kept": 6, "none_kept": 1}
     rows = table([*lines, line_of("c", **copies), line_of("d", settings=["epochs=3"], groups=0)]).splitlines()
     assert rows[:5] == [
-        "| set | settings | share | planted | seeds | auroc | suspicion | channels | hits | validation | one kept |"
-        " none kept |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.500 | 0.400 | 0.750 | 1 |",
-        "| bccd |  | 0.1 | missing | 2 | 0.900 | – | 0.800 (0.800 to 0.800) | 0.375 (0.250 to 0.500) | 0.400 (0.400 to"
-        " 0.400) | – | – |",
-        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.500 | 0.400 | – | – |",
+        "| set | settings | share | planted | seeds | auroc | suspicion | channels | hits | faulty | validation |"
+        " one kept | none kept |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.500 | – | 0.400 | 0.750 | 1 |",
+        "| bccd |  | 0.1 | missing | 2 | 0.900 | – | 0.800 (0.800 to 0.800) | 0.375 (0.250 to 0.500) | – |"
+        " 0.400 (0.400 to 0.400) | – | – |",
+        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.500 | – | 0.400 | – | – |",
     ]
 
 
@@ -344,6 +356,8 @@ def test_the_table_of_a_file_runs_nothing(tmp_path, runs, grid, capsys):
 
 
 def test_what_cannot_run_is_one_line(tmp_path, runs, capsys):
+    assert main(["--own", str(tmp_path / "none.txt"), "--out", str(tmp_path / "h")]) == 2
+    assert "file names of wrongly labelled images" in capsys.readouterr().err
     assert main(["--set", str(tmp_path / "none.yaml"), "--work", str(tmp_path), "--out", str(tmp_path / "h")]) == 2
     said = capsys.readouterr()
     assert len(said.err.splitlines()) == 1

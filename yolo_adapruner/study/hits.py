@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,13 @@ def cells(
                     yield Cell(data, kind, share, seed, tuple(sorted(words)), images)
 
 
-def run(cell: Cell, work: Path) -> dict[str, Any]:
+def run(cell: Cell, work: Path, own: Collection[str] = ()) -> dict[str, Any]:
     """Run a cell and return its line; what `work` holds of it already is taken up.
+
+    Args:
+        cell: what to run.
+        work: folder of sets and runs.
+        own: see `figures`.
 
     Raises:
         ConfigError, DataError, RunError: see their lines.
@@ -149,25 +154,32 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
         "cell": cell.key(),
         **asdict(cell),
         "data": cell.set,
-        **figures(outcome, load_truth(data.parent)),
+        **figures(outcome, load_truth(data.parent), own),
         "validation": metric,
         **facts,
     }
 
 
-def figures(outcome: Outcome, truth: Mapping[str, Truth]) -> dict[str, Any]:
+def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] = ()) -> dict[str, Any]:
     """Return what a selection did to what was planted.
+
+    Args:
+        outcome: of a run on a planted set.
+        truth: path -> what became of it, of the images that something became of.
+        own: file names of images that the clean set itself labels wrongly. They are no clean ones to be held against
+            the planted, and where one is dropped that is named as `own`.
 
     - auroc: of the logit for "this image has the planted defect" against the clean ones; signal, suspicion and
       channels say the same of the mask's signal, the judge's log odds, and the surprise of the four mean channels.
       In a set with wrong labels these are what was planted, whatever else there is. Of copies alone every copy is a
       positive, and its original neither that nor a clean image.
-    - hits: share of the planted among the dropped.
+    - hits: share of the planted among the dropped; faulty: that of the planted and the set's own wrong ones.
     - named: truth -> the reason and the kind that its dropped images were given -> how many.
     - groups, one_kept, none_kept: groups of copies, those of which exactly one and none was kept.
     """
     known = [truth.get(Path(path).as_posix(), Truth(CLEAN)) for path in outcome.paths]
     kinds = np.array([t.kind for t in known])
+    kinds = np.where((kinds == CLEAN) & np.isin([Path(path).name for path in outcome.paths], list(own)), OWN, kinds)
     groups = np.array([t.group for t in known])
     planted = np.isin(kinds, LABEL_KINDS)
     copies = ~planted.any()
@@ -182,10 +194,12 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth]) -> dict[str, Any]:
     dropped = ~outcome.kept
     found: dict[str, Any] = {"images": len(kinds), "planted": int(planted.sum()), "dropped": int(dropped.sum())}
     for name, values in scores.items():
-        judged = np.isfinite(values) & ~original
+        judged = np.isfinite(values) & ~original & (kinds != OWN)
         found[name] = _rounded(auroc(values[judged], planted[judged]))
     found["hits"] = _rounded(float(planted[dropped].mean()) if dropped.any() else float("nan"))
-    return {**found, "named": _named(outcome, kinds), **_groups(outcome.kept, groups)}
+    faulty = planted | (kinds == OWN)
+    found["faulty"] = _rounded(float(faulty[dropped].mean()) if dropped.any() else float("nan"))
+    return {**found, "own": int((kinds == OWN).sum()), "named": _named(outcome, kinds), **_groups(outcome.kept, groups)}
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -198,7 +212,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         key = (line["data"], " ".join(line["settings"]), line["share"], line["kind"])
         rows.setdefault(key, []).append(line)
-    columns = ("auroc", "suspicion", "channels", "hits", "validation")
+    columns = ("auroc", "suspicion", "channels", "hits", "faulty", "validation")
     heads = ("set", "settings", "share", "planted", "seeds", *columns, "one kept", "none kept")
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (data, settings, share, kind), found in sorted(rows.items()):
@@ -220,6 +234,18 @@ def confusion(lines: Sequence[Mapping[str, Any]]) -> str:
     text = [f"| dropped, in truth | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
     text += [f"| {truth} | {' | '.join(str(counts[c]) for c in columns)} |" for truth, counts in sorted(total.items())]
     return "\n".join(text)
+
+
+def read_names(file: Path) -> list[str]:
+    """Return the lines of a list of file names.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise DataError(f"Expected file names of wrongly labelled images in {file}, but: {error.strerror}.") from None
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -310,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, nargs="+", default=[0.1], help="planted and pruned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--images", type=int, help="take a sample of so many training images, drawn by the seed")
+    parser.add_argument("--own", type=Path, metavar="FILE", help="file names of images that the sets label wrongly")
     parser.add_argument("--work", type=Path, default=Path("runs/hits"), help="folder of sets and runs")
     parser.add_argument("--out", type=Path, default=Path("hits.jsonl"), help="a line a finished cell")
     parser.add_argument(
@@ -320,11 +347,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.table:
         print(table([line for file in args.table for line in read_lines(file)]))
         return
+    own = read_names(args.own) if args.own else ()
     done = {line["cell"] for line in read_lines(args.out)}
     for cell in cells(args.set, args.kind, args.share, args.seeds, args.settings, args.images):
         if cell.key() in done:
             continue
-        line = run(cell, args.work)
+        line = run(cell, args.work, own)
         _append(args.out, line)
         print(*(f"{key} {line[key]}" for key in ("cell", "auroc", "hits")), flush=True)
 
