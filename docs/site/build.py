@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 DOCS, ROOT = HERE.parent, HERE.parent.parent
 FROM_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "data/README.md": "digits-set.md"}
 """Pages that lie elsewhere in the project -> their place in the site."""
-ASSETS = {".jpg", ".png", ".svg", ".json", ".yaml"}
+ASSETS = {".jpg", ".png", ".svg", ".json", ".jsonl", ".txt", ".yaml"}
 STAND_IN = "https://unpkg.com/iframe-worker/shim"  # what Zensical's offline mode would load from the network
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
