@@ -179,7 +179,8 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
     """
     known = [truth.get(Path(path).as_posix(), Truth(CLEAN)) for path in outcome.paths]
     kinds = np.array([t.kind for t in known])
-    kinds = np.where((kinds == CLEAN) & np.isin([Path(path).name for path in outcome.paths], list(own)), OWN, kinds)
+    wrong = (kinds == CLEAN) & np.isin([Path(path).name for path in outcome.paths], list(own))
+    kinds = np.where(wrong, OWN, kinds)
     groups = np.array([t.group for t in known])
     planted = np.isin(kinds, LABEL_KINDS)
     copies = ~planted.any()
@@ -194,12 +195,11 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
     dropped = ~outcome.kept
     found: dict[str, Any] = {"images": len(kinds), "planted": int(planted.sum()), "dropped": int(dropped.sum())}
     for name, values in scores.items():
-        judged = np.isfinite(values) & ~original & (kinds != OWN)
+        judged = np.isfinite(values) & ~original & ~wrong
         found[name] = _rounded(auroc(values[judged], planted[judged]))
-    found["hits"] = _rounded(float(planted[dropped].mean()) if dropped.any() else float("nan"))
-    faulty = planted | (kinds == OWN)
-    found["faulty"] = _rounded(float(faulty[dropped].mean()) if dropped.any() else float("nan"))
-    return {**found, "own": int((kinds == OWN).sum()), "named": _named(outcome, kinds), **_groups(outcome.kept, groups)}
+    for name, which in (("hits", planted), ("faulty", planted | wrong)):
+        found[name] = _rounded(float(which[dropped].mean()) if dropped.any() else float("nan"))
+    return {**found, "own": int(wrong.sum()), "named": _named(outcome, kinds), **_groups(outcome.kept, groups)}
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -243,7 +243,7 @@ def read_names(file: Path) -> list[str]:
         DataError: the file cannot be read.
     """
     try:
-        return file.read_text(encoding="utf-8").split()
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise DataError(f"Expected file names of wrongly labelled images in {file}, but: {error.strerror}.") from None
 
