@@ -66,19 +66,23 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--part",
-        choices=("together", "alone"),
-        help="together: what may run beside other tests; alone: what times things, kills processes or fills the cores",
+        choices=("quick", "slow", "alone"),
+        help="alone: what times things, kills processes or fills the cores; quick and slow: the others, by their mark",
     )
+
+
+def _part(item: pytest.Item) -> str:
+    return next((mark for mark in ("alone", "slow") if item.get_closest_marker(mark)), "quick")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    if "PYTEST_XDIST_WORKER" in os.environ:  # file by file: the quick ones fill up what the long ones leave at the end
+    if "PYTEST_XDIST_WORKER" in os.environ:  # file by file: short ones fill up what the long ones leave at the end
         items.sort(key=lambda item: -slow[item.path])
     else:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: otherwise the order stays
     if part := config.getoption("--part"):
-        out = [item for item in items if (item.get_closest_marker("alone") is None) != (part == "together")]
+        out = [item for item in items if _part(item) != part]
         config.hook.pytest_deselected(items=out)
         left_out = set(out)
         items[:] = [item for item in items if item not in left_out]
