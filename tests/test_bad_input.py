@@ -439,6 +439,11 @@ def test_recipes_that_pruning_cannot_follow(home, capsys, setting, words):
     assert words in refused(capsys, "train", "run.yaml", *words_without_device, setting)
 
 
+@pytest.mark.parametrize("command", [["compare"], ["study", "terms"]], ids=["compare", "study"])
+def test_a_comparison_on_a_device_that_is_not_there_leaves_no_folder(home, capsys, command):
+    assert "device of this machine, but got device=99" in refused(capsys, *command, "run.yaml", "--device", "99")
+
+
 @pytest.mark.parametrize(
     ("trainer_of", "trainer", "words"),
     [

@@ -46,6 +46,14 @@ def test_rounds_that_agree_leave_no_spread():
     assert cost.quartiles == cost.interval == pytest.approx((1.05, 1.05))
 
 
+def test_what_computed_is_named_where_a_gpu_is_chosen_by_its_number(config, monkeypatch):
+    from ultralytics.utils import torch_utils
+
+    monkeypatch.setattr(torch_utils, "select_device", lambda device, verbose: torch.device("cuda", int(device)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert stepcost.facts(load(config, {"device": "1"}))["hardware"].startswith("cuda (card 1)")
+
+
 # Measured
 
 

@@ -1,7 +1,8 @@
 """What needs CUDA: `python tests/gpu/check_gpu.py` prints PASS, FAIL or SKIP for each line, and fails if one failed.
 
 Each line is tried in a process of its own on a small set that this script draws; the process's output goes to a log
-whose place is printed. Names given as arguments are tried alone. Not collected by pytest.
+whose place is printed. Only those named are tried, where any are. `--jobs 6` tries six at once, and what measures time
+or memory after them, by itself. Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,19 @@ CLOSE = 1e-3
 
 LINES: dict[str, tuple[str, Callable[[Path], str | None]]] = {}
 """By name: what the line claims, and the function that tries it in a folder; it may return a figure to print."""
+ALONE: set[str] = set()
+"""Those that other work on the GPU would change."""
 
 
 class Skip(Exception):
     """This machine lacks what the line is about."""
 
 
-def line(claim: str) -> Callable[[Callable[[Path], str | None]], Callable[[Path], str | None]]:
+def line(claim: str, *, alone: bool = False) -> Callable[[Callable[[Path], str | None]], Callable[[Path], str | None]]:
     def add(function: Callable[[Path], str | None]) -> Callable[[Path], str | None]:
         LINES[function.__name__] = claim, function
+        if alone:
+            ALONE.add(function.__name__)
         return function
 
     return add
@@ -62,11 +68,7 @@ def watched(
     return trainer
 
 
-def moved(trainer: Any, epoch: int) -> Any:
-    return trainer.stood[epoch - 1].logits != trainer.stood[epoch - 2].logits
-
-
-@line("a step that the scaler skips moves no logit")
+@line("a step that the scaler skips counts for no image")
 def fp16(folder: Path) -> str:
     import numpy as np
     from ultralytics.engine import trainer as upstream
@@ -79,8 +81,9 @@ def fp16(folder: Path) -> str:
     steps = 4 * 4 + 2 * 3
     assert trainer.updates == steps - len(trainer.skipped), f"{trainer.updates} of {steps} updates"
     replay(trainer, trainer.skipped, tolerance=CLOSE)
-    out = set(trainer.stood[1].batches[1][0])
-    assert not moved(trainer, 2)[list(out)].any(), "an image of the skipped step moved"
+    out = list(trainer.stood[1].batches[1][0])
+    gained = trainer.stood[1].counts[out, -1] - trainer.stood[0].counts[out, -1]
+    assert (gained == 0).all(), "an image of the skipped step was read"
     return f"{len(trainer.skipped)} of {steps} steps skipped"
 
 
@@ -102,7 +105,7 @@ def bf16(folder: Path) -> str:
     return f"largest difference of a reading {np.nanmax(np.abs(readings - wanted)):.3g}"
 
 
-@line("batch=-1: the size that Ultralytics finds is the one the stages use")
+@line("batch=-1: the size that Ultralytics finds is the one the stages use", alone=True)
 def autobatch(folder: Path) -> str:
     from tests.ledger import replay
 
@@ -113,7 +116,7 @@ def autobatch(folder: Path) -> str:
     return f"batch {trainer.batch_size}"
 
 
-@line("no image of the batch that upstream leaves out is moved")
+@line("no image of the batch that upstream leaves out is read")
 def compiled(folder: Path) -> None:
     import numpy as np
 
@@ -126,10 +129,11 @@ def compiled(folder: Path) -> None:
     for epoch in (2, 3):
         seen = np.concatenate([ids for ids, _ in trainer.stood[epoch - 1].batches])
         assert len(seen) == 24, f"{len(seen)} images in epoch {epoch}"
-        assert sorted({*range(N)} - {*seen}) == np.flatnonzero(~moved(trainer, epoch)).tolist()
+        gained = trainer.stood[epoch - 1].counts[:, -1] - trainer.stood[epoch - 2].counts[:, -1]
+        assert sorted({*range(N)} - {*seen}) == np.flatnonzero(gained == 0).tolist()
 
 
-@line("when it runs out in epoch 1 the batch is halved, and the epoch counts once and whole")
+@line("when it runs out in epoch 1 the batch is halved, and the epoch counts once and whole", alone=True)
 def out_of_memory(folder: Path) -> None:
     import torch
 
@@ -313,6 +317,45 @@ def syncs(folder: Path) -> str:
     return said
 
 
+SIZES = [(model, imgsz) for model in ("yolo11n.yaml", "yolov3-tiny.yaml") for imgsz in (160, 320)]
+
+
+def bench(command: str, model: str, imgsz: int, *words: str) -> Any:
+    """Return what a command of `yolo_adapruner.bench` prints for the first GPU, batch 16 of the digits."""
+    given = ["--model", model, "--imgsz", str(imgsz), "--batch", "16", "--device", "0", "--json"]
+    line = [sys.executable, "-m", "yolo_adapruner.bench", command, *given, *words]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr.strip().splitlines()[-1:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@line("the mask takes at most 2 % of a step, in bf16 where the GPU computes it", alone=True)
+def step_time(folder: Path) -> str:
+    said, slow = [], []
+    for model, imgsz in SIZES:
+        cost = bench("step", model, imgsz, "workers=4")["parts"]
+        mask, every = cost["mask"], cost["mask, judge, redundancy"]
+        (low, high), name = mask["interval"], f"{Path(model).stem} {imgsz}"
+        said.append(
+            f"{name}: {mask['ratio']:.3f} [{low:.3f}, {high:.3f}] of {mask['stock_ms']:.1f} ms, "
+            f"with judge and redundancy {every['ratio']:.3f}"
+        )
+        slow += [name] if mask["ratio"] > 1.02 else []
+    assert not slow, f"over 1.02: {', '.join(slow)}; {'; '.join(said)}"
+    return "; ".join(said)
+
+
+@line("a masked run allocates at most 1 % more on the GPU than a stock one", alone=True)
+def memory(folder: Path) -> str:
+    ratios = {
+        f"{model} {imgsz}": bench("memory", model, imgsz, "--repeats", "1")["ratio"] for model, imgsz in SIZES[1::2]
+    }
+    said = ", ".join(f"{name} {ratio:.4f}" for name, ratio in ratios.items())
+    assert max(ratios.values()) <= 1.01, said
+    return said
+
+
 # Trying them
 
 
@@ -357,6 +400,7 @@ def main(words: list[str] | None = None) -> int:
     """Try all lines, or those named, and return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"lines to try: {', '.join(LINES)}")
+    parser.add_argument("--jobs", type=int, default=1, help="lines to try at once (default 1)")
     parser.add_argument("--attempt", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
     if args.attempt:
@@ -373,10 +417,16 @@ def main(words: list[str] | None = None) -> int:
     else:
         print("there is no GPU that torch can use: nothing is tried")
     home, failed = Path(tempfile.mkdtemp(prefix="check-gpu-")) if there else Path(), 0
-    for name in args.names or LINES:
-        verdict, said = judge(name, home / name) if there else ("SKIP", "no GPU")
-        failed += verdict == "FAIL"
-        print(f"{verdict}  {name:13}  {LINES[name][0]}{f'; {said}' if said else ''}", flush=True)
+    named = args.names or list(LINES)
+    for names, jobs in (
+        ([name for name in named if name not in ALONE], max(1, args.jobs)),
+        ([name for name in named if name in ALONE], 1),
+    ):
+        with ThreadPoolExecutor(jobs) as threads:
+            tried = threads.map(lambda name: judge(name, home / name) if there else ("SKIP", "no GPU"), names)
+            for name, (verdict, said) in zip(names, tried, strict=True):
+                failed += verdict == "FAIL"
+                print(f"{verdict}  {name:13}  {LINES[name][0]}{f'; {said}' if said else ''}", flush=True)
     return int(failed > 0)
 
 

@@ -11,11 +11,13 @@ import tempfile
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from yolo_adapruner import __version__
 from yolo_adapruner.data.export import replace_file
+from yolo_adapruner.errors import ConfigError
 
 THREADS = "YOLO_ADAPRUNER_THREADS"
 """Environment variable that limits the threads of a run; several runs side by side each get their part."""
@@ -62,6 +64,27 @@ def channels_last() -> bool:
     machine's, not the recipe's: all that runs in the environment is laid out alike.
     """
     return os.environ.get(CHANNELS_LAST, "") not in ("", "0")
+
+
+def chosen_device(setting: Any) -> torch.device:
+    """Return the device that Ultralytics trains on under a `device` setting, the first of several.
+
+    Args:
+        setting: as Ultralytics takes it: cpu, 0, 0,1, mps; None or "" has it pick one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    from ultralytics.utils.torch_utils import parse_device, select_device
+
+    asked = "" if setting is None else setting
+    try:
+        return torch.device(select_device(parse_device(asked), verbose=False))
+    except (ValueError, RuntimeError):
+        raise ConfigError(
+            f"Expected a device of this machine, but got device={asked}: it has cpu and {torch.cuda.device_count()} "
+            "CUDA devices. Name one of them, or none to let Ultralytics pick."
+        ) from None
 
 
 def native_bf16(device: torch.device | str) -> bool:

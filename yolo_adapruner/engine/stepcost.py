@@ -123,7 +123,12 @@ def masked(config: RunConfig, part: Mapping[str, Any] | None = None) -> type[Any
 
 
 def overrides(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Return what a side's trainer is made with."""
+    """Return what a side's trainer is made with.
+
+    Raises:
+        ConfigError: as `train`.
+    """
+    runtime.chosen_device(config.device)
     return ultralytics_args(config) | {"epochs": 10_000, "plots": False, "verbose": False, "save_dir": str(folder)}
 
 
@@ -159,7 +164,7 @@ def facts(config: RunConfig) -> dict[str, Any]:
     return {
         **{key: getattr(config, key) for key in ("model", "data", "imgsz", "batch", "seed")},
         "mixing": mixing,
-        "hardware": runtime.hardware(config.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        "hardware": runtime.hardware(runtime.chosen_device(config.device)),
         "versions": runtime.versions(),
     }
 

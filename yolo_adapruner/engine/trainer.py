@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
-from ultralytics.utils.torch_utils import parse_device, select_device, unwrap_model
+from ultralytics.utils.torch_utils import parse_device, unwrap_model
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core import distributed
@@ -794,13 +794,7 @@ def _refuse_unsupported(args: Any, task: str) -> None:
             f"Expected a batch of at least an image a device, but got batch={args.batch:g} for {count} devices: set a "
             f"whole number, such as batch={8 * count}; finding one by itself is for a single device."
         )
-    try:
-        chosen = select_device(device, verbose=False)
-    except ValueError:
-        raise ConfigError(
-            f"Expected a device of this machine, but got device={device}: it has cpu and {torch.cuda.device_count()} "
-            "CUDA devices. Name one of them, or none to let Ultralytics pick."
-        ) from None
+    chosen = runtime.chosen_device(device)
     if args.amp == "bf16" and not runtime.native_bf16(chosen):
         raise ConfigError(
             f"Expected a CUDA device that computes in bfloat16 for amp=bf16, but {chosen} is none: leave amp out."

@@ -113,6 +113,7 @@ def compare(
     from yolo_adapruner.engine import runtime
     from yolo_adapruner.engine.splits import content_print, relative
 
+    hardware = _hardware(cluster, jobs, resolved)
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
     content = content_print(data)
     list_print = export.hash_paths(sorted(relative(path, data) for path in listed))
@@ -146,9 +147,7 @@ def compare(
             "margin": margin,
             "reported_on": reported_on,
             "versions": runtime.versions(),
-            "hardware": runtime.hardware(
-                resolved.device or "cpu", threads=cluster.cpus if cluster else runtime.cores() // jobs
-            ),
+            "hardware": hardware,
             "jobs": jobs,
             "task": task,
             "engine": None if task == "classify" else engine,
@@ -219,6 +218,21 @@ def _cluster(ray: str | Cluster | None, jobs: int, config: RunConfig) -> Cluster
         )
     installed()  # here, before anything is made
     return cluster
+
+
+def _hardware(cluster: Cluster | None, jobs: int, config: RunConfig) -> str:
+    """One line on what the cells compute on; this machine need not have the GPUs of a cluster.
+
+    Raises:
+        ConfigError: the cells are to run here, and there is no such device.
+    """
+    from yolo_adapruner.engine import runtime
+
+    if cluster is None:
+        return runtime.hardware(runtime.chosen_device(config.device), threads=runtime.cores() // jobs)
+    if cluster.gpus:
+        return f"cluster, {cluster.gpus:g} GPUs and {cluster.cpus} threads a cell"
+    return runtime.hardware("cpu", threads=cluster.cpus)
 
 
 def _executor(runner: CellRunner, jobs: int, cluster: Cluster | None, figure: str) -> Executor:

@@ -109,6 +109,7 @@ def study(
     _refuse_other_task(task, [configs[v.name] for v in found if v.model is not None])
     from yolo_adapruner.engine import runtime
 
+    hardware = runtime.hardware(runtime.chosen_device(resolved.device), threads=runtime.cores() // jobs)
     more = {"question": question, "variants": [asdict(variant) for variant in found]}
     with folder_of(resolved, shares, seeds, stem=f"study-{question}", **more) as folder:
         judged = judge_folder if task == "classify" else judge_data
@@ -138,7 +139,7 @@ def study(
             "margin": margin,
             "reported_on": reported_on,
             "versions": runtime.versions(),
-            "hardware": runtime.hardware(resolved.device or "cpu", threads=runtime.cores() // jobs),
+            "hardware": hardware,
             "jobs": jobs,
             "task": task,
         }
