@@ -19,7 +19,7 @@ from yolo_adapruner.core.suspicion import (
     OFTEN,
     Suspicion,
     mean_probability,
-    share_of_wrong,
+    shares_of_wrong,
     softplus,
     wrong_ones,
 )
@@ -202,6 +202,11 @@ def test_only_those_that_were_rehearsed_tell_how_ready_it_is_and_an_epoch_withou
 # The share of wrong labels
 
 
+def share_of_wrong(log_odds: np.ndarray) -> float:
+    """The share of the one class there is, by log odds for it."""
+    return float(shares_of_wrong(log_odds[:, None]).sum())
+
+
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
 def test_the_share_of_a_class_is_told_from_log_odds_learned_at_even_frequency(share: float) -> None:
     rng = np.random.default_rng(0)
@@ -211,23 +216,67 @@ def test_the_share_of_a_class_is_told_from_log_odds_learned_at_even_frequency(sh
     assert share_of_wrong(log_odds) == pytest.approx(share, abs=0.01)
 
 
+@pytest.mark.parametrize("shares", [(0.1, 0.02, 0.0), (0.0, 0.0, 0.2), (0.05, 0.05, 0.05)], ids=str)
+def test_each_kind_s_share_is_told_from_what_is_said_of_the_kinds(shares: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    n, k = 20_000, len(shares)
+    kind = rng.choice(k + 1, n, p=[*shares, 1 - sum(shares)])
+    means = np.vstack((2.5 * np.eye(k), np.zeros(k)))
+    x = means[kind] + rng.normal(size=(n, k))
+    likelihoods = x @ means[:k].T - (means[:k] ** 2).sum(1) / 2  # of these normal densities, exactly
+    np.testing.assert_allclose(shares_of_wrong(likelihoods), shares, atol=0.006)
+
+
 def test_where_nothing_is_known_there_is_no_share_and_where_all_is_clear_it_is_counted() -> None:
-    assert np.isnan(share_of_wrong(np.full(5, np.nan)))
-    assert share_of_wrong(np.array([np.nan, 900.0, -900.0, -900.0, -900.0])) == pytest.approx(0.25)
+    assert np.isnan(share_of_wrong(np.zeros(0)))
+    assert np.isnan(Suspicion(5, FirstColumn(n=5)).share)
+    assert np.isnan(Suspicion(5, None).share)
+    assert share_of_wrong(np.array([900.0, -900.0, -900.0, -900.0])) == pytest.approx(0.25)
     assert 0 < share_of_wrong(np.full(50, -900.0)) < 0.001
     assert 0.999 < share_of_wrong(np.full(50, 900.0)) < 1
 
 
-def test_even_odds_are_those_that_the_share_puts_there() -> None:
-    told = Suspicion(4, FirstColumn(n=4))
-    values = np.zeros((4, READINGS))
-    values[:, 0] = [-3.0, -2.0, -2.5, 3.0]
-    told.learn(values, np.zeros((4, READINGS)), np.ones(4))
-    prior = np.log(told.share / (1 - told.share))
-    np.testing.assert_allclose(told.posterior, OFTEN * values[:, 0] + prior)
+def test_even_odds_are_those_that_the_shares_put_there() -> None:
+    told = Suspicion(5, FirstColumn(n=5))
+    values = np.zeros((5, READINGS))
+    values[:, 0] = [-3.0, -2.0, -2.5, 3.0, np.nan]
+    told.learn(values, np.zeros((5, READINGS)), np.array([1.0, 1, 1, 1, 0]))
+    kinds = word(values[:4, 0], np.zeros(4))[:, 2:]
+    each = OFTEN * (values[:4, :1] + kinds) + np.log(2) + np.log(told.shares / (1 - told.share))
+    np.testing.assert_allclose(told.posterior[:4], np.logaddexp(*each.T))
+    assert np.isnan(told.posterior[4])
     np.testing.assert_allclose(told.wrong, softplus(told.posterior))
     assert mean_probability(told.posterior) == pytest.approx(told.share, abs=1e-4)
     assert told.share == pytest.approx(0.25, abs=0.01)
+
+
+class OfOneKind(FirstColumn):
+    """Told by the second reading how surely a fault is of the first kind, if it is one."""
+
+    def __call__(
+        self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray, right: np.ndarray
+    ) -> np.ndarray | None:
+        first = readings[:, 1]
+        return np.column_stack((readings[:, 0], rehearsed[:, 0], first, np.log1p(-np.exp(first))))
+
+
+def test_where_faults_are_of_one_kind_that_kind_s_odds_are_higher_and_the_other_s_lower() -> None:
+    """As many are wrong in both sets, and the two that are asked about read alike."""
+    n, found = 100, {}
+    for name, kinds in (("one", np.zeros(20)), ("both", np.arange(20) % 2)):
+        told = Suspicion(n, OfOneKind(n=n))
+        values = np.full((n, READINGS), -6.0)
+        values[:20, 0] = 6.0
+        values[20:22, 0] = 0.5  # a little like a fault, of the first kind and of the second
+        first = np.r_[kinds == 0, True, False, np.arange(78) % 2 == 0]
+        values[:, 1] = np.log(np.where(first, 0.95, 0.05))
+        told.learn(values, np.zeros((n, READINGS)), np.ones(n))
+        assert told.share == pytest.approx(0.2, abs=0.02)
+        assert told.kind[0] == "shifted"
+        found[name] = told.posterior[20:22]
+    assert found["both"][0] == pytest.approx(found["both"][1], abs=0.1)
+    assert found["one"][0] > found["both"][0] + 0.4
+    assert found["one"][1] < found["both"][1] - 1
 
 
 def test_who_reads_a_little_like_a_fault_is_no_suspect_where_faults_are_rare() -> None:
@@ -283,13 +332,6 @@ def test_those_who_were_not_rehearsed_are_left_out_by_their_own_odds_and_unknown
     assert not wrong_ones(np.full(300, np.nan), rehearsed, np.zeros(300, int)).any()
 
 
-def test_where_a_rehearsal_may_be_what_is_right_a_fixed_part_is_left_out() -> None:
-    odds = np.random.default_rng(0).permutation(200).astype(float)
-    out = wrong_ones(odds, np.zeros(200), None)
-    assert out.sum() == round(LEFT_OUT * 200)
-    assert odds[out].min() > odds[~out].max()
-
-
 def test_a_large_set_is_divided_by_a_part_of_it() -> None:
     rng = np.random.default_rng(1)
     wrong = rng.random(50_000) < 0.1
@@ -299,8 +341,8 @@ def test_a_large_set_is_divided_by_a_part_of_it() -> None:
     assert out[~wrong].mean() < 0.08
 
 
-@pytest.mark.parametrize("worsens", [True, False])
-def test_the_judge_is_asked_again_without_them_and_the_next_epoch_begins_so(worsens: bool) -> None:
+def taught(worsens: bool) -> tuple[Suspicion, Known, np.ndarray]:
+    """What two epochs of 200 samples leave, 30 of them wrong, whose odds are known."""
     rng = np.random.default_rng(2)
     wrong = np.arange(200) < 30
     judge = Known(n=200, worsens=worsens)
@@ -308,16 +350,60 @@ def test_the_judge_is_asked_again_without_them_and_the_next_epoch_begins_so(wors
     for _ in range(2):
         odds, rehearsed = read(rng, wrong, np.zeros(200, bool))
         told.learn(odds[:, None], rehearsed[:, None], np.ones(200))
-    first, again, next_first, *_ = judge.asked
-    assert (first == 1).all()
-    assert (again[wrong] == 0).mean() > 0.8
-    assert (again[~wrong] == 1).mean() > 0.85
-    np.testing.assert_array_equal(next_first, again)
-    # Each epoch counts once, though it was judged twice.
+    # Each epoch counts once, though it was judged more than once.
     assert told._weight.tolist() == [2.0] * 200
-    second = Suspicion(200, Known(n=200, worsens=worsens))
-    second.load_state_dict(deepcopy(told.state_dict()))
-    np.testing.assert_array_equal(second._right(), told._right())
+    assert told._probe[:, 1].tolist() == [2.0] * 200
+    return told, judge, wrong
+
+
+def test_the_judge_is_asked_without_the_most_suspect_and_then_without_the_wrong_ones() -> None:
+    told, judge, wrong = taught(worsens=True)
+    first, probe, word_, later_probe, later_word = judge.asked
+    assert first.all()
+    for asked in (probe, later_probe):
+        assert (~asked).sum() == round(LEFT_OUT * 200)
+        assert (~asked)[wrong].mean() > 0.9
+    for asked in (word_, later_word):
+        assert (~asked)[wrong].mean() > 0.8
+        assert asked[~wrong].mean() > 0.85
+    np.testing.assert_array_equal(told.wrong_ones, ~later_word)
+    other = Suspicion(200, Known(n=200))
+    other.load_state_dict(deepcopy(told.state_dict()))
+    np.testing.assert_array_equal(other.wrong_ones, told.wrong_ones)
+
+
+def test_where_a_rehearsal_may_be_what_is_right_the_probe_has_the_word() -> None:
+    told, judge, wrong = taught(worsens=False)
+    assert [(~asked).sum() for asked in judge.asked] == [0, 30, 30]
+    assert told.wrong_ones.sum() == round(LEFT_OUT * 200)
+    assert told.wrong_ones[wrong].mean() > 0.9
+    np.testing.assert_allclose(told.log_odds, told._probe[:, 0] / told._probe[:, 1])
+
+
+class Misled(FirstColumn):
+    """Calls nobody wrong whose like has taught it: a wrong sample, asked where more than a few of them taught."""
+
+    def __call__(
+        self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray, right: np.ndarray
+    ) -> np.ndarray:
+        self.asked.append(right)
+        wrong = readings[:, 1] > 0
+        lenient = 4.0 * (right & wrong).sum() / wrong.sum()
+        # Lenient also with a fault on top of theirs: then their rehearsals read no worse than others'.
+        return word(readings[:, 0] - wrong * lenient, rehearsed[:, 0] - wrong * lenient)
+
+
+def test_wrong_ones_that_have_taught_the_judge_do_not_remain_its_teachers() -> None:
+    rng = np.random.default_rng(4)
+    wrong = np.arange(400) < 40
+    judge = Misled(n=400)
+    told = Suspicion(400, judge)
+    for _ in range(6):
+        odds, rehearsed = read(rng, wrong, np.zeros(400, bool))
+        told.learn(np.column_stack((odds, wrong)), rehearsed[:, None], np.ones(400))
+    assert not judge.asked[-1][wrong].any()
+    assert (told.posterior[wrong] > 0).mean() > 0.9
+    assert (told.posterior[~wrong] > 0).mean() < 0.05
 
 
 def test_who_is_called_suspect_is_who_was_not_drawn_by_lot() -> None:

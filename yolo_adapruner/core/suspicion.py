@@ -6,7 +6,8 @@ learns is the judge's own business; this module knows no learner, no detector an
 
 Some of the samples as they are have faults of their own and must not teach that a fault is right; others are only hard,
 read like faults as well, and must. What tells them apart is the rehearsal: a fault on top of a wrong label reads worse
-than most, and a fault where the model sees nothing anyway reads better (`wrong_ones`).
+than most, and a fault where the model sees nothing anyway reads better (`wrong_ones`). A judge that the wrong ones have
+taught no longer sees that, so it is asked of another, the probe, which the most suspect never teach, wrong or hard.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ OFTEN = 1.5
 The fits are held back by their penalty, and what epochs agree on is surer than their mean. With 1 the share of wrong
 labels comes out too low, with 2 too high (`docs/results/rest.md`).
 """
-MOST, MARGIN = 0.3, 0.02
+LEFT_OUT = 0.15
+"""The part of the samples, the most suspect, that does not teach the probe; nor the judge where rehearsals tell
+nothing."""
+MOST, MARGIN = 0.3, 0.04
 """Of the samples at most so many are left out of what right labels are learned from; how far from the middle the ranks
-of their rehearsals have to be, on average."""
+of their rehearsals have to be, on average. Those who did not teach the probe rank a little higher by that alone."""
 BEYOND = 1.5
 """So many are left out for each that the ranks show: the sum of noisy ranks is largest before the last wrong sample."""
-LEFT_OUT = 0.15
-"""The same where rehearsals tell nothing, always."""
 _ROUNDS, _RAREST = 500, 1e-4
 _AT_FIRST = 0.05
 """The share to begin with, which odds that tell nothing do not move: labels are right till something speaks."""
 _ASKED = 20_000
-"""Samples at most that the share of wrong labels is estimated from, and who is left out."""
+"""Samples at most that the shares of wrong labels are estimated from, and who is left out."""
+_STRIDE = 1 << 20
+"""Samples whose posterior is worked out at a time: at ten million, all kinds of all of them would take gigabytes."""
 
 
 class Judge(Protocol):
@@ -86,69 +90,89 @@ class Suspicion:
         self.judge = judge
         self._sum = np.zeros((n, 1 + len(judge.kinds) if judge is not None else 0))
         self._weight = np.zeros(n)
-        self._rehearsed = np.zeros((n, 2))  # the sum of what was said of rehearsals, and its weight
-        self._share: float | None = None  # not worked out since it last learned
+        self._probe = np.zeros((n, 4))  # the sum of the probe's log odds and its weight, and of its rehearsals'
+        self._shares: NDArray[np.float64] | None = None  # not worked out since it last learned
 
     def learn(
         self, readings: NDArray[np.float64], rehearsed: NDArray[np.float64], evidence: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
         """Take an epoch and return the signal of this epoch alone, (N,), or None where nothing was learned.
 
-        The judge is asked without those that are left out by all epochs up to the last, and again if this one leaves
-        out others.
+        The judge is asked twice. First without the `LEFT_OUT` that the same question made most suspect in the epochs
+        before (in the first epoch, that asking without leaving anybody out does): that is the probe. What it has said
+        so far names the wrong ones, and without them the judge is asked for its word. Where rehearsals tell nothing
+        the probe has the word, and is asked again if this epoch makes others most suspect.
 
         Args: see `Judge`.
         """
         if self.judge is None:
             return None
-        before, right = (self._sum, self._weight, self._rehearsed), self._right()
-        said = self.judge(readings, rehearsed, evidence, right)
-        if said is None:
+        before = self._probe
+        if (calm := self._calm()) is None:
+            first = self.judge(readings, rehearsed, evidence, np.ones(len(evidence), bool))
+            calm = None if first is None else _calm(first[:, 0])
+        if calm is None or (probe := self.judge(readings, rehearsed, evidence, calm)) is None:
             return None
-        self._add(said, evidence)
-        if ((again := self._right()) != right).any():
-            self._sum, self._weight, self._rehearsed = before
+        said: NDArray[np.float64] | None = probe
+        self._probe = _added(before, probe, evidence)
+        if self.judge.worsens:
+            said = self.judge(readings, rehearsed, evidence, ~self.wrong_ones)
+        elif ((again := ~self.wrong_ones) != calm).any():
             said = self.judge(readings, rehearsed, evidence, again)
-            if said is None:
-                return None
-            self._add(said, evidence)
-        return softplus(said[:, 0])
-
-    def _add(self, said: NDArray[np.float64], evidence: NDArray[np.float64]) -> None:
-        own, rehearsal = np.delete(said, 1, 1), said[:, 1]
+            self._probe = self._probe if said is None else _added(before, said, evidence)
+        if said is None:
+            self._probe = before
+            return None
+        own = np.delete(said, 1, 1)
         weight = np.where(np.isfinite(own).all(1), evidence, 0)
-        told = np.where(np.isfinite(rehearsal), weight, 0)
         self._sum = self._sum + np.where(weight[:, None] > 0, own, 0) * weight[:, None]
         self._weight = self._weight + weight
-        self._rehearsed = self._rehearsed + np.column_stack((np.where(told > 0, rehearsal, 0) * told, told))
-        self._share = None
+        self._shares = None
+        return softplus(said[:, 0])
 
-    def _right(self) -> NDArray[np.bool_]:
-        """Which samples are to teach what right labels read like, (N,)."""
-        assert self.judge is not None
-        planted = self.judge.planted if self.judge.worsens else None
-        return ~wrong_ones(self.log_odds, _mean(*self._rehearsed.T), planted)
+    def _calm(self) -> NDArray[np.bool_] | None:
+        """Who is to teach the probe by what it has said so far, (N,); None where it has said nothing."""
+        return _calm(_mean(*self._probe[:, :2].T)) if self._probe[:, 1].any() else None
+
+    @property
+    def wrong_ones(self) -> NDArray[np.bool_]:
+        """Which samples do not teach what right labels read like, by the epochs so far, (N,)."""
+        if self.judge is None:
+            return np.zeros(len(self._weight), bool)
+        if not self.judge.worsens:
+            calm = self._calm()
+            return np.zeros(len(self._weight), bool) if calm is None else ~calm
+        return wrong_ones(_mean(*self._probe[:, :2].T), _mean(*self._probe[:, 2:].T), self.judge.planted)
 
     @property
     def log_odds(self) -> NDArray[np.float64]:
         """Log odds that a sample's labels are wrong, were wrong labels as frequent as right ones, (N,); NaN unknown."""
-        return self._means()[:, 0] if self._sum.shape[1] else np.full(len(self._weight), np.nan)
+        if not self._sum.shape[1]:
+            return np.full(len(self._weight), np.nan)
+        return _mean(self._sum[:, 0], self._weight)
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """The share of samples with each kind of fault as this set shows it, (K,) in (0, 1); NaN unknown."""
+        if self._shares is None:
+            known = _some(np.flatnonzero(self._weight > 0))
+            self._shares = shares_of_wrong(self._likelihoods(known))
+        return self._shares
 
     @property
     def share(self) -> float:
         """The share of samples with wrong labels as this set shows it, (0, 1); NaN where nothing is known."""
-        if self._share is None:
-            self._share = share_of_wrong(OFTEN * self.log_odds)
-        return self._share
+        return float(self.shares.sum()) if len(self.shares) else math.nan
 
     @property
     def posterior(self) -> NDArray[np.float64]:
-        """Log odds that a sample's labels are wrong, with wrong labels as frequent as `share`, (N,); NaN unknown.
+        """Log odds that a sample's labels are wrong, each fault as frequent as in `shares`, (N,); NaN unknown.
 
-        `log_odds`, and `signal` with them, take wrong and right for equally likely, as in the rehearsal; a set is
-        rarely half wrong. These order the samples alike, and say how likely it is here.
+        `log_odds`, and `signal` with them, take wrong and right for equally likely and one fault for as frequent as
+        another, as in the rehearsal; a set is rarely half wrong, and seldom in all ways alike. These say how likely it
+        is here.
         """
-        return OFTEN * self.log_odds + _log_odds(self.share)
+        return self._posterior()[0]
 
     @property
     def wrong(self) -> NDArray[np.float64]:
@@ -157,23 +181,40 @@ class Suspicion:
 
     @property
     def kind(self) -> NDArray[np.str_]:
-        """The likeliest kind of fault, whether or not a sample is suspect, (N,); "" where nothing is known."""
+        """The likeliest kind of fault here, whether or not a sample is suspect, (N,); "" where nothing is known."""
         if self.judge is None:
             return np.full(len(self._weight), "")
-        names = np.array(self.judge.kinds)[self._sum[:, 1:].argmax(1)]
-        return np.where(self._weight > 0, names, "")
+        return np.where(self._weight > 0, np.array(self.judge.kinds)[self._posterior()[1]], "")
+
+    def _posterior(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """`posterior`, and the place of each sample's likeliest kind, (N,) both."""
+        odds, kind = np.full(len(self._weight), np.nan), np.zeros(len(self._weight), np.int64)
+        known = np.flatnonzero(self._weight > 0)
+        if not len(known):
+            return odds, kind
+        prior = np.log(self.shares) - math.log1p(-self.shares.sum())
+        for start in range(0, len(known), _STRIDE):
+            rows = known[start : start + _STRIDE]
+            each = self._likelihoods(rows) + prior
+            odds[rows], kind[rows] = _log_sum(each), each.argmax(1)
+        return odds, kind
+
+    def _likelihoods(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How much likelier what was said of samples is under each kind of fault than under right labels, (n, K) logs.
+
+        The rehearsal has each kind as often as any other, and all of them together as often as right labels.
+        """
+        means = self._sum[rows] / self._weight[rows, None]
+        return OFTEN * (means[:, :1] + means[:, 1:]) + math.log(max(1, means.shape[1] - 1))
 
     @property
     def signal(self) -> NDArray[np.float64] | None:
         """-log P(the labels are right), (N,) nats >= 0, NaN where nothing is known; None where it is of no sample."""
         return softplus(self.log_odds) if (self._weight > 0).any() else None
 
-    def _means(self) -> NDArray[np.float64]:
-        return _mean(self._sum, self._weight[:, None])
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything an interrupted run needs to go on, as arrays."""
-        return {"sum": self._sum.copy(), "weight": self._weight.copy(), "rehearsed": self._rehearsed.copy()}
+        return {"sum": self._sum.copy(), "weight": self._weight.copy(), "probe": self._probe.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -185,8 +226,8 @@ class Suspicion:
         if found.shape != self._sum.shape:
             raise ValueError(f"Expected a judge's state of shape {self._sum.shape}, but got {found.shape}.")
         self._sum, self._weight = found, np.array(state["weight"], np.float64)
-        self._rehearsed = np.array(state["rehearsed"], np.float64)
-        self._share = None
+        self._probe = np.array(state["probe"], np.float64)
+        self._shares = None
 
 
 def mean_probability(log_odds: NDArray[np.float64]) -> float:
@@ -201,7 +242,7 @@ def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def wrong_ones(
-    log_odds: NDArray[np.float64], rehearsed: NDArray[np.float64], planted: NDArray[np.int64] | None
+    log_odds: NDArray[np.float64], rehearsed: NDArray[np.float64], planted: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Return which samples are to be left out of what right labels are learned from, (N,).
 
@@ -212,14 +253,12 @@ def wrong_ones(
     Args:
         log_odds: (N,) that the labels are wrong, NaN unknown.
         rehearsed: (N,) the same under the fault each was rehearsed with, NaN unknown.
-        planted: (N,) which kind of fault that was; None where it tells nothing: then `LEFT_OUT` of the samples go.
+        planted: (N,) which kind of fault that was.
     """
     known = np.flatnonzero(np.isfinite(log_odds) & np.isfinite(rehearsed))
     if not len(known):
         return np.zeros(len(log_odds), bool)
     some = _some(known)
-    if planted is None:
-        return log_odds > np.quantile(log_odds[some], 1 - LEFT_OUT)
     rank = np.empty(len(some))
     for kind in np.unique(planted[some]):
         own = np.flatnonzero(planted[some] == kind)
@@ -232,23 +271,41 @@ def wrong_ones(
     return log_odds >= log_odds[some][worst[last]]
 
 
-def share_of_wrong(log_odds: NDArray[np.float64]) -> float:
-    """Return how frequent a class is, by log odds for it that were learned where both were equally frequent, (0, 1).
+def shares_of_wrong(likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how frequent each of K classes is beside one that the others are measured against, (K,) in (0, 1).
 
     Expectation maximisation over the samples themselves (Saerens, Latinne and Decaestecker 2002, Neural Computation
-    14, equation 2.4): the share that is the mean of the probabilities it leads to.
+    14, equation 2.4): the shares that are the means of the probabilities they lead to.
 
     Args:
-        log_odds: (N,), NaN unknown; NaN is returned where all are.
+        likelihoods: (n, K) log of how much likelier a sample is under each class than under that one; NaN is returned
+            where there is no sample.
     """
-    known = _some(log_odds[np.isfinite(log_odds)])
-    share = _AT_FIRST if len(known) else math.nan
-    for _ in range(_ROUNDS if len(known) else 0):
-        found = mean_probability(known + _log_odds(share))
-        before, share = share, min(max(found, _RAREST), 1 - _RAREST)
-        if abs(share - before) < _RAREST * share:
+    n, k = likelihoods.shape
+    shares = np.full(k, _AT_FIRST / max(1, k) if n else np.nan)
+    for _ in range(_ROUNDS if n and k else 0):
+        each = likelihoods + np.log(shares)
+        wrong = np.logaddexp(_log_sum(each), math.log1p(-shares.sum()))
+        before, shares = shares, np.exp(each - wrong[:, None]).mean(0).clip(_RAREST / k)
+        shares *= min(1.0, (1 - _RAREST) / shares.sum())
+        if (np.abs(shares - before) < _RAREST * shares).all():
             break
-    return share
+    return shares
+
+
+def _calm(log_odds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """All but the `LEFT_OUT` with the highest log odds, and those without any, (N,)."""
+    known = _some(log_odds[np.isfinite(log_odds)])
+    return ~(log_odds > np.quantile(known, 1 - LEFT_OUT)) if len(known) else np.ones(len(log_odds), bool)
+
+
+def _added(probe: NDArray[np.float64], said: NDArray[np.float64], evidence: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The probe's sums with what it has said of samples and of their rehearsals on top, (N, 4)."""
+    sums = []
+    for values in said[:, :2].T:
+        weight = np.where(np.isfinite(values), evidence, 0)
+        sums += [np.where(weight > 0, values, 0) * weight, weight]
+    return probe + np.column_stack(sums)
 
 
 def _some(known: NDArray[Any]) -> NDArray[Any]:
@@ -261,8 +318,10 @@ def _mean(total: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np
     return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
 
 
-def _log_odds(share: float) -> float:
-    return math.log(share / (1 - share))
+def _log_sum(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm of the sum of a row's exponentials, (n,) of (n, K)."""
+    most = logs.max(1)
+    return np.asarray(most + np.log(np.exp(logs - most[:, None]).sum(1)))
 
 
 def softplus(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
