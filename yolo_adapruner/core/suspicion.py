@@ -28,9 +28,9 @@ labels comes out too low, with 2 too high (`docs/results/rest.md`).
 LEFT_OUT = 0.15
 """The part of the samples, the most suspect, that does not teach the probe; nor the judge where rehearsals tell
 nothing."""
-MOST, MARGIN = 0.3, 0.04
+MOST, MARGIN, SURE = 0.3, 0.02, 1.5
 """Of the samples at most so many are left out of what right labels are learned from; how far from the middle the ranks
-of their rehearsals have to be, on average. Those who did not teach the probe rank a little higher by that alone."""
+of their rehearsals have to be, on average; and how many standard deviations of as many ranks drawn by lot beyond it."""
 BEYOND = 1.5
 """So many are left out for each that the ranks show: the sum of noisy ranks is largest before the last wrong sample."""
 _ROUNDS, _RAREST = 500, 1e-4
@@ -248,7 +248,8 @@ def wrong_ones(
 
     Those with the highest log odds, as many of them as have rehearsals that read worse than the middle of their kind:
     `BEYOND` times as many as there are up to where the sum of their ranks, less one half and `MARGIN`, is largest.
-    Where what reads worst is hard, the sum falls from the first on, and nobody is left out.
+    Where what reads worst is hard, the sum falls from the first on, and nobody is left out; nor where lots might have
+    given that sum. (A rank drawn by lot has the variance 1/12.)
 
     Args:
         log_odds: (N,) that the labels are wrong, NaN unknown.
@@ -265,9 +266,10 @@ def wrong_ones(
         rank[own[np.argsort(rehearsed[some][own], kind="stable")]] = (np.arange(len(own)) + 0.5) / len(own)
     worst = np.argsort(-log_odds[some], kind="stable")[: int(MOST * len(some))]
     excess = np.cumsum(rank[worst] - 0.5 - MARGIN)
-    if not len(excess) or excess.max() <= 0:
+    most = excess.argmax() + 1 if len(excess) else 0
+    if not most or excess[most - 1] <= SURE * math.sqrt(most / 12):
         return np.zeros(len(log_odds), bool)
-    last = min(int(BEYOND * (excess.argmax() + 1)), len(worst)) - 1
+    last = min(int(BEYOND * most), len(worst)) - 1
     return log_odds >= log_odds[some][worst[last]]
 
 
