@@ -389,7 +389,7 @@ def test_the_gpu_script_skips_every_line_where_there_is_no_gpu(tmp_path):
     head, *lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
     assert head == "there is no GPU that torch can use: nothing is tried"
-    names = "fp16 bf16 autobatch compiled out_of_memory nan_recovery nccl_one nccl_two split syncs"
+    names = "fp16 bf16 compiled nan_recovery nccl_one nccl_two split syncs memory autobatch out_of_memory step_time"
     assert [line.split()[:2] for line in lines] == [["SKIP", name] for name in names.split()]
     assert list(tmp_path.iterdir()) == []
 
