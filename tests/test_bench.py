@@ -101,6 +101,10 @@ def test_the_parts_of_a_step_are_measured_side_by_side(config, capsys):
     assert all(part["same_input"] for part in found["parts"].values())
     assert all(1 / (2 * WIDE) < part["ratio"] < 2 * WIDE for part in found["parts"].values())  # a step of 20 ms
     assert (found["clock"], found["mixing"]) == ("cpu", {"mosaic": 0.0, "mixup": 0.0})
+    # What a GPU would have to launch: about 180 for the mask and 850 for the judge, with any model and image size.
+    more = {name: part["masked_operations"] - part["stock_operations"] for name, part in found["parts"].items()}
+    assert 0 < more["mask"] < 300
+    assert more["mask"] < more["mask, judge"] < 1300
 
 
 @pytest.mark.slow

@@ -174,7 +174,8 @@ def _step(args: argparse.Namespace) -> str:
     lines = [f"stock step: {first.stock_ms:.1f} ms, {first.rounds} rounds of {first.steps} steps a side"]
     lines += [
         f"{name} / stock: {cost.ratio:.3f}, quartiles {_pair(cost.quartiles)}, 95 % interval of the median "
-        f"{_pair(cost.interval)}" + ("" if cost.same_input else "; its pictures were others")
+        f"{_pair(cost.interval)}; {cost.masked_operations} operations for {cost.stock_operations}"
+        + ("" if cost.same_input else "; its pictures were others")
         for name, cost in found.items()
     ]
     return "\n".join([*lines, *_beside(beside)])

@@ -12,13 +12,14 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import autocast, unset_deterministic
 
@@ -56,6 +57,8 @@ class StepCost:
         stock_ms, masked_ms: median step of either side, milliseconds.
         same_input: both sides were given the same pictures, pixel by pixel, in every step. If not, the ratio compares
             two recipes.
+        stock_operations, masked_operations: tensor operations that compute something in the last step of either side,
+            each a kernel or more where there is a GPU; what small models wait for there is the launching of these.
     """
 
     ratio: float
@@ -66,6 +69,26 @@ class StepCost:
     stock_ms: float
     masked_ms: float
     same_input: bool
+    stock_operations: int = 0
+    masked_operations: int = 0
+
+
+class Operations(TorchDispatchMode):
+    """Counts tensor operations while it is entered, without views and allocations.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        schema = func._schema
+        view = any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns)
+        self.count += not (view or schema.name.startswith(("aten::empty", "aten::detach")))
+        return func(*args, **(kwargs or {}))
 
 
 def measure(config: RunConfig, *, steps: int = 10, repeats: int = 15, clock: str = "wall") -> StepCost:
@@ -275,7 +298,19 @@ def _measure(sides: Sequence[Side], steps: int, repeats: int) -> list[StepCost]:
             for k in [(first + i) % len(sides) for first in range(len(sides))]:
                 seconds[k][-1].append(sides[k].step())
             same = [known and _equal(sides[0].picture, side.picture) for known, side in zip(same, sides, strict=True)]
-    return [summarise(seconds[0], seconds[k], same_input=same[k]) for k in range(1, len(sides))]
+    counts = []
+    for side in sides:
+        with Operations() as operations:
+            side.step()
+        counts.append(operations.count)
+    return [
+        replace(
+            summarise(seconds[0], seconds[k], same_input=same[k]),
+            stock_operations=counts[0],
+            masked_operations=counts[k],
+        )
+        for k in range(1, len(sides))
+    ]
 
 
 def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
