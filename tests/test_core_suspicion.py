@@ -250,6 +250,18 @@ def test_even_odds_are_those_that_the_shares_put_there() -> None:
     assert told.share == pytest.approx(0.25, abs=0.01)
 
 
+def test_a_kind_that_is_not_rehearsed_makes_the_others_no_rarer() -> None:
+    odds = {}
+    for kinds in (("shifted",), ("shifted", "missing")):
+        judge = FirstColumn(n=4)
+        judge.kinds, judge.planted = kinds, np.zeros(4, int)
+        told = Suspicion(4, judge)
+        never = np.full((4, len(kinds) - 1), -30.0)
+        told._sum, told._weight = np.column_stack(([-3.0, -2.0, -2.5, 3.0], np.zeros(4), never)), np.ones(4)
+        odds[kinds] = told.posterior
+    np.testing.assert_allclose(*odds.values(), atol=1e-3)
+
+
 class OfOneKind(FirstColumn):
     """Told by the second reading how surely a fault is of the first kind, if it is one."""
 

@@ -202,10 +202,12 @@ class Suspicion:
     def _likelihoods(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """How much likelier what was said of samples is under each kind of fault than under right labels, (n, K) logs.
 
-        The rehearsal has each kind as often as any other, and all of them together as often as right labels.
+        The rehearsal has each of its kinds as often as any other, and all of them together as often as right labels. A
+        set of one class has one kind fewer.
         """
+        rehearsed = 1 if self.judge is None else max(1, len(np.unique(self.judge.planted)))
         means = self._sum[rows] / self._weight[rows, None]
-        return OFTEN * (means[:, :1] + means[:, 1:]) + math.log(max(1, means.shape[1] - 1))
+        return OFTEN * (means[:, :1] + means[:, 1:]) + math.log(rehearsed)
 
     @property
     def signal(self) -> NDArray[np.float64] | None:
