@@ -150,7 +150,8 @@ def test_under_a_shuffling_loader(marked, reader, tmp_path, seed):
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_under_a_judge(marked, reader, tmp_path, monkeypatch, mosaic):
     """What is read under spoilt labels goes onto the same account, and the readings beside it are still its own."""
-    method = {**STILL["method"], "judge": True}
+    # Ranked: a lot would decide beside the marker, where an image of two epochs was seen in one.
+    method = {**STILL["method"], "judge": True, "rest": "rank"}
     settings = {**STILL, "mosaic": mosaic, "close_mosaic": 0, "method": method}
     rehearsed, learn = [], Suspicion.learn
 
@@ -161,6 +162,8 @@ def test_under_a_judge(marked, reader, tmp_path, monkeypatch, mosaic):
     monkeypatch.setattr(Suspicion, "learn", note)
     trainer = train_here(marked, tmp_path / "run", share=len(RUINED) / N, trainer=reader, **settings)
     check(trainer, tmp_path / "run", mixed=mosaic > 0)
+    suspects = np.flatnonzero(trainer.pruner.suspicion.posterior > 0)
+    assert sorted(tone_of(trainer.paths[i]) for i in suspects) == list(RUINED)
     wanted = np.array([marker(tone_of(path)) + 50 for path in trainer.paths])
     assert len(rehearsed) == 2
     for means in rehearsed:
