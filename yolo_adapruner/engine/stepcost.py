@@ -183,11 +183,12 @@ def peak(config: RunConfig, side: str, *, steps: int = 20) -> float:
 
 def facts(config: RunConfig) -> dict[str, Any]:
     """Return what a measurement stands beside: model, sizes, mixing, machine, versions."""
+    threads = torch.get_num_threads()  # before the device is asked for, which sets them
     mixing = {key: config.train[key] for key in ("mosaic", "mixup", "cutmix", "copy_paste") if key in config.train}
     return {
         **{key: getattr(config, key) for key in ("model", "data", "imgsz", "batch", "seed")},
         "mixing": mixing,
-        "hardware": runtime.hardware(runtime.chosen_device(config.device)),
+        "hardware": runtime.hardware(runtime.chosen_device(config.device), threads=threads),
         "versions": runtime.versions(),
     }
 

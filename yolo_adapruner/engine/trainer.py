@@ -762,7 +762,8 @@ class AdaPruneMixin(Resumable):
         outcome = self._outcome()
         manifest = {
             "versions": runtime.versions(),
-            "hardware": runtime.hardware(self.device),
+            # The last validation chose the device anew, which set the threads back.
+            "hardware": runtime.hardware(self.device, threads=max(1, runtime.cores() // WORLD_SIZE)),
             "seed": self.args.seed,
             "prune": self.prune_config.model_dump(),
             "train": {k: v for k, v in vars(self.args).items() if k != "save_dir"},
