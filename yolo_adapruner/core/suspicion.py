@@ -91,6 +91,7 @@ class Suspicion:
         self._sum = np.zeros((n, 1 + len(judge.kinds) if judge is not None else 0))
         self._weight = np.zeros(n)
         self._probe = np.zeros((n, 4))  # the sum of the probe's log odds and its weight, and of its rehearsals'
+        self._kinds = 1 if judge is None else max(1, len(np.unique(judge.planted)))  # those that are rehearsed
         self._shares: NDArray[np.float64] | None = None  # not worked out since it last learned
 
     def learn(
@@ -205,9 +206,8 @@ class Suspicion:
         The rehearsal has each of its kinds as often as any other, and all of them together as often as right labels. A
         set of one class has one kind fewer.
         """
-        rehearsed = 1 if self.judge is None else max(1, len(np.unique(self.judge.planted)))
         means = self._sum[rows] / self._weight[rows, None]
-        return OFTEN * (means[:, :1] + means[:, 1:]) + math.log(rehearsed)
+        return OFTEN * (means[:, :1] + means[:, 1:]) + math.log(self._kinds)
 
     @property
     def signal(self) -> NDArray[np.float64] | None:
