@@ -119,7 +119,7 @@ class AdaPruneMixin(Resumable):
         self._rehearsal: Rehearsal | None = None
         self._features: FeatureTap | None = None
         super().__init__(cfg, overrides, _callbacks)
-        runtime.use_all_cores(max(1, runtime.cores() // WORLD_SIZE))
+        self._threads = runtime.use_all_cores(max(1, runtime.cores() // WORLD_SIZE))
         if RANK in {-1, 0}:
             for name, text in self.notes.items():
                 with replace_file(Path(self.save_dir) / name) as temporary:
@@ -763,7 +763,7 @@ class AdaPruneMixin(Resumable):
         manifest = {
             "versions": runtime.versions(),
             # The last validation chose the device anew, which set the threads back.
-            "hardware": runtime.hardware(self.device, threads=max(1, runtime.cores() // WORLD_SIZE)),
+            "hardware": runtime.hardware(self.device, threads=self._threads),
             "seed": self.args.seed,
             "prune": self.prune_config.model_dump(),
             "train": {k: v for k, v in vars(self.args).items() if k != "save_dir"},
