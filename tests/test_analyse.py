@@ -196,7 +196,7 @@ def test_the_verdicts_count_what_is_found_and_what_is_mistaken(
 def test_lots_take_doubtful_images_the_more_the_sharper_they_are(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weak = write_judged(tmp_path / "weak.npz", True, strength=4)
+    weak = write_judged(tmp_path / "weak.npz", True, strength=6)
     clean = write_judged(tmp_path / "clean.npz", False)
     assert main([str(weak), str(clean), "--lots", "--window", "0", "1"]) == 0
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
