@@ -105,6 +105,20 @@ def test_what_the_set_itself_labels_wrongly_is_not_clean_and_counts_as_faulty():
     assert figures(outcome, truth)["faulty"] == figures(outcome, truth)["hits"]
 
 
+def test_of_several_kinds_each_is_told_from_the_clean_alone():
+    # Shifted 0 and 1, missing 2, clean 3 and 4. Shifted against clean: all four pairs right by the logit; missing lies
+    # between the clean ones, and stands behind the shifted, which does not count against it.
+    found = figures(
+        outcome_of([-5, -4, 0, -1, 1], [0, 1, 1, 0, 1], suspicion=[3.0, -9.0, 1.0, 0.0, 2.0]),
+        truth_of("shifted", "shifted", "missing", "clean", "clean"),
+    )
+    of_all = (found["auroc"], found["suspicion"], found["found"], found["hits"])
+    assert of_all == (0.8333, 0.5, 0.3333, 0.5)
+    rows = {kind: (of["planted"], of["auroc"], of["suspicion"], of["found"]) for kind, of in found["by_kind"].items()}
+    assert rows == {"shifted": (2, 1.0, 0.5, 0.5), "missing": (1, 0.5, 0.5, 0.0)}
+    assert "by_kind" not in figures(outcome_of([-1, 1], [0, 1]), truth_of("shifted", "clean"))
+
+
 def test_groups_count_what_is_left_of_each():
     # a: one of two kept. b: none of three. c: both of two. d has a single member, so it is no group.
     groups = {0: "a", 1: "a", 2: "b", 3: "b", 4: "b", 5: "c", 6: "c", 7: "d"}
@@ -161,6 +175,12 @@ def test_a_grid_that_cannot_be_is_refused(sets, kinds, words, message):
         list(cells(sets, kinds, [0.1], [0], words))
 
 
+def test_a_mixed_cell_plants_as_much_of_each_wrong_label():
+    (cell,) = cells(["a/data.yaml"], ["mixed"], [0.2], [0], [])
+    assert cell.shares == dict.fromkeys(("shifted", "swapped", "missing", "spurious", "shuffled"), 0.04)
+    assert Cell("a/data.yaml", "missing", 0.2, 0, ()).shares == {"missing": 0.2}
+
+
 def test_a_cell_is_the_same_wherever_its_set_lies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here, there = (Cell(data, "missing", 0.1, 0, ()) for data in ("bccd/data.yaml", str(tmp_path / "x/bccd/data.yaml")))
@@ -190,7 +210,15 @@ def test_two_cells_share_neither_line_nor_folder(other):
 
 def line_of(cell: str, **changes: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"cell": cell, "data": "bccd", "settings": [], "share": 0.1, "kind": "missing"}
-    content |= {"auroc": 0.9, "suspicion": 0.95, "channels": 0.8, "hits": 0.5, "validation": 0.4, "named": {}}
+    content |= {
+        "auroc": 0.9,
+        "suspicion": 0.95,
+        "channels": 0.8,
+        "found": 0.7,
+        "hits": 0.5,
+        "validation": 0.4,
+        "named": {},
+    }
     return {**content, **changes}
 
 
@@ -210,13 +238,27 @@ def test_the_table_has_mean_and_spread_over_seeds_and_passes_over_what_is_not_kn
     copies = {"kind": "duplicate", "groups": 8, "one_kept": 6, "none_kept": 1}
     rows = table([*lines, line_of("c", **copies), line_of("d", settings=["epochs=3"], groups=0)]).splitlines()
     assert rows[:5] == [
-        "| set | settings | share | planted | seeds | auroc | suspicion | channels | hits | faulty | validation |"
-        " one kept | none kept |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.500 | – | 0.400 | 0.750 | 1 |",
-        "| bccd |  | 0.1 | missing | 2 | 0.900 | – | 0.800 (0.800 to 0.800) | 0.375 (0.250 to 0.500) | – |"
-        " 0.400 (0.400 to 0.400) | – | – |",
-        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.500 | – | 0.400 | – | – |",
+        "| set | settings | share | planted | seeds | auroc | suspicion | channels | found | hits | faulty |"
+        " validation | one kept | none kept |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.700 | 0.500 | – | 0.400 | 0.750 | 1 |",
+        "| bccd |  | 0.1 | missing | 2 | 0.900 | – | 0.800 (0.800 to 0.800) | 0.700 (0.700 to 0.700) |"
+        " 0.375 (0.250 to 0.500) | – | 0.400 (0.400 to 0.400) | – | – |",
+        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.700 | 0.500 | – | 0.400 | – | – |",
+    ]
+
+
+def test_each_of_several_kinds_has_a_row_below_that_of_all():
+    kinds = {
+        "shifted": {"planted": 8, "auroc": 0.99, "found": 0.75},
+        "missing": {"planted": 8, "auroc": 0.7, "found": 0},
+    }
+    rows = table([line_of("a", kind="mixed", by_kind=kinds), line_of("b", kind="mixed")]).splitlines()[2:5]
+    assert rows == [
+        "| bccd |  | 0.1 | mixed | 2 | 0.900 (0.900 to 0.900) | 0.950 (0.950 to 0.950) | 0.800 (0.800 to 0.800) |"
+        " 0.700 (0.700 to 0.700) | 0.500 (0.500 to 0.500) | – | 0.400 (0.400 to 0.400) | – | – |",
+        "| bccd |  | 0.1 | mixed: missing | 1 | 0.700 | – | – | 0.000 | – | – | – | – | – |",
+        "| bccd |  | 0.1 | mixed: shifted | 1 | 0.990 | – | – | 0.750 | – | – | – | – | – |",
     ]
 
 

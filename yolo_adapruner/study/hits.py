@@ -5,7 +5,9 @@
     python -m yolo_adapruner.study.hits --table hits.jsonl
 
 A cell plants one kind of defect (`defects.py`), trains with prune = the planted share, and holds the outcome against
-the truth. The set `digits` is the embedded one, drawn anew by the seed; its kind `own` means the faults it comes with.
+the truth. The kind `mixed` plants every kind of wrong label, as much of each, and each is held against the clean ones
+by itself as well. The set `digits` is the embedded one, drawn anew by the seed; its kind `own` means the faults that it
+comes with.
 A cell whose line is in the file is not run again, and the set and the run folder of one that was cut off are taken up.
 """
 
@@ -46,7 +48,7 @@ RECIPE: dict[str, Any] = {
     "verbose": False,
 }
 """Settings of a cell's run; `key=value` words win over them."""
-DIGITS, OWN = "digits", "own"
+DIGITS, OWN, MIXED = "digits", "own", "mixed"
 _CHANNELS = ("localisation", "classification", "presence", "missing")
 
 
@@ -56,7 +58,7 @@ class Cell:
 
     Attributes:
         data: the clean set: a data file, or `digits`.
-        kind: what is planted: one of `truth.KINDS`, or `own`.
+        kind: what is planted: one of `truth.KINDS`, `mixed` or `own`.
         share: of the training images, planted and pruned.
         seed: of the set, the defects and the run.
         settings: over `RECIPE`, as sorted `key=value` words.
@@ -87,6 +89,12 @@ class Cell:
         name = self.data if self.data == DIGITS else Path(self.data).resolve().parent.name
         return name if self.images is None else f"{name}-{self.images}"
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Kind -> share of the training images that it is planted in."""
+        kinds = LABEL_KINDS if self.kind == MIXED else (self.kind,)
+        return {kind: self.share / len(kinds) for kind in kinds}
+
     def key(self) -> str:
         """The cell as one word, the same in any session and wherever the set lies."""
         return json.dumps([self.set, self.kind, self.share, self.seed, *self.settings])
@@ -106,8 +114,8 @@ def cells(
         ConfigError: a kind is not known, or `own` is asked of a set that has none.
     """
     key_values(words)
-    if unknown := sorted(set(kinds) - {*KINDS, OWN}):
-        raise ConfigError(f"Expected kinds among {', '.join((*KINDS, OWN))}, but got {', '.join(unknown)}.")
+    if unknown := sorted(set(kinds) - {*KINDS, MIXED, OWN}):
+        raise ConfigError(f"Expected kinds among {', '.join((*KINDS, MIXED, OWN))}, but got {', '.join(unknown)}.")
     if OWN in kinds and set(sets) != {DIGITS}:
         raise ConfigError(f"Expected a kind to plant, but only the set {DIGITS} has faults of its {OWN}: name a kind.")
     for seed in seeds:
@@ -173,7 +181,9 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
       channels say the same of the mask's signal, the judge's log odds, and the surprise of the four mean channels.
       In a set with wrong labels these are what was planted, whatever else there is. Of copies alone every copy is a
       positive, and its original neither that nor a clean image.
-    - hits: share of the planted among the dropped; faulty: that of the planted and the set's own wrong ones.
+    - hits: share of the planted among the dropped; faulty: that of the planted and the set's own wrong ones; found: the
+      share of the planted that is dropped.
+    - by_kind: of several kinds of wrong label each -> how many were planted, and AUROC and found of these alone.
     - named: truth -> the reason and the kind that its dropped images were given -> how many.
     - groups, one_kept, none_kept: groups of copies, those of which exactly one and none was kept.
     """
@@ -194,17 +204,26 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
     scores["channels"] = surprise(np.column_stack([columns[name] for name in _CHANNELS]))
     dropped = ~outcome.kept
     found: dict[str, Any] = {"images": len(kinds), "planted": int(planted.sum()), "dropped": int(dropped.sum())}
-    for name, values in scores.items():
-        judged = np.isfinite(values) & ~original & ~wrong
-        found[name] = _rounded(auroc(values[judged], planted[judged]))
+
+    def told(which: NDArray[np.bool_]) -> dict[str, float | None]:
+        others = ~planted & ~original & ~wrong
+        judged = {name: np.isfinite(values) & (which | others) for name, values in scores.items()}
+        areas = {name: _rounded(auroc(scores[name][rows], which[rows])) for name, rows in judged.items()}
+        return {**areas, "found": _rounded(float(dropped[which].mean()) if which.any() else float("nan"))}
+
+    found |= told(planted)
     for name, which in (("hits", planted), ("faulty", planted | wrong)):
         found[name] = _rounded(float(which[dropped].mean()) if dropped.any() else float("nan"))
+    several = [kind for kind in LABEL_KINDS if (kinds == kind).any()]
+    if len(several) > 1:
+        found["by_kind"] = {kind: {"planted": int((kinds == kind).sum()), **told(kinds == kind)} for kind in several}
     return {**found, "own": int(wrong.sum()), "named": _named(outcome, kinds), **_groups(outcome.kept, groups)}
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the lines in Markdown: a row a set, recipe, share and kind, with mean, least and most over seeds.
 
+    Where several kinds were planted in one set, each has a row of its own below that of all.
     "one kept" is the share of the groups of copies of which exactly one image was kept, "none kept" the number of those
     that are gone whole.
     """
@@ -212,7 +231,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         key = (line["data"], " ".join(line["settings"]), line["share"], line["kind"])
         rows.setdefault(key, []).append(line)
-    columns = ("auroc", "suspicion", "channels", "hits", "faulty", "validation")
+        for kind, own in line.get("by_kind", {}).items():
+            rows.setdefault((*key[:-1], f"{line['kind']}: {kind}"), []).append(own)
+    columns = ("auroc", "suspicion", "channels", "found", "hits", "faulty", "validation")
     heads = ("set", "settings", "share", "planted", "seeds", *columns, "one kept", "none kept")
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (data, settings, share, kind), found in sorted(rows.items()):
@@ -287,7 +308,7 @@ def _planted(cell: Cell, folder: Path) -> Path:
     if cell.data == DIGITS:
         root = build(folder / f"digits-clean-s{cell.seed}", noise=0, duplicates=0, seed=cell.seed)
         clean = str(root / "data.yaml")
-    return plant(clean, folder / cell.planted, {cell.kind: cell.share}, seed=cell.seed, images=cell.images)
+    return plant(clean, folder / cell.planted, cell.shares, seed=cell.seed, images=cell.images)
 
 
 def _finished(folder: Path) -> bool:
@@ -332,7 +353,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a grid's missing cells, or print the table of a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--set", nargs="+", default=[DIGITS], help=f"data files of clean sets, or {DIGITS}")
-    parser.add_argument("--kind", nargs="+", default=list(LABEL_KINDS), help=f"some of {', '.join((*KINDS, OWN))}")
+    parser.add_argument(
+        "--kind", nargs="+", default=list(LABEL_KINDS), help=f"some of {', '.join((*KINDS, MIXED, OWN))}"
+    )
     parser.add_argument("--share", type=float, nargs="+", default=[0.1], help="planted and pruned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--images", type=int, help="take a sample of so many training images, drawn by the seed")
