@@ -30,7 +30,12 @@ from yolo_adapruner.errors import DataError
 FOLDS, STRENGTH = 5, 1.0
 MOST_ROWS = 20_000
 """Images that a fit learns from at most; all are judged."""
-_CLIP = 8.0
+_CLIP = 4.0
+"""Spreads from the median beyond which a reading counts no more.
+
+A wrong label that the detector has trained on reads milder than one rehearsed, so how far a reading lies beyond what is
+usual tells little, and odds that grow with it are surer of hard images than they have reason to be.
+"""
 _DECILES = 2.5631031310892007  # distance of the outer deciles of a normal distribution, in standard deviations
 _RIGHT = ""
 _NEVER = -30.0  # log-probability of a kind that a fold has not learned
