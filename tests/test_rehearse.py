@@ -10,11 +10,13 @@ import pytest
 import torch
 from torchvision.ops import box_iou, nms
 
+from yolo_adapruner.data.labels import Labels
+from yolo_adapruner.engine import rehearse
 from yolo_adapruner.engine.channels import detection_channels
 from yolo_adapruner.engine.losses import Assignment
 from yolo_adapruner.engine.owners import Owned
 from yolo_adapruner.engine.readings import OBJECT, TOP, objects, unexplained
-from yolo_adapruner.engine.rehearse import FEATURES, features
+from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal, Spoilt, features
 
 SIZE = 64
 
@@ -180,3 +182,45 @@ def test_what_no_label_explains_belongs_to_whoever_s_place_it_is_at() -> None:
     found = dict(zip(FEATURES, features(replace(seen, owned=blend)).T.tolist(), strict=True))
     assert found["extra"] == pytest.approx([0.9, 0.9])
     assert found["extras"] == pytest.approx([2.4, 2.4])
+
+
+class Asked:
+    """Stands in for the tap: what the batch's forward left, and what the assigner answers about other labels."""
+
+    def __init__(self, seen: Assignment, answer: Assignment) -> None:
+        self.assignment, self._answer = seen, answer
+
+    def again(self, *_: torch.Tensor) -> Assignment:
+        return self._answer
+
+
+def mixed(seen: Assignment, layers: int, seed: int) -> Assignment:
+    """The batch with labels and places dealt out to five owners; the places of a seed are the same for any labels."""
+    rng = torch.Generator().manual_seed(seed)
+    places = torch.randint(0, 5, (layers, *seen.foreground.shape), generator=rng)
+    labels = torch.randint(0, 5, seen.gt_valid.shape[:2], generator=rng) * seen.gt_valid[..., 0]
+    return replace(seen, owned=Owned(5, labels, places, torch.rand(len(places[0]), 1, generator=rng)))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2], ids=["unmixed", "mosaic", "blend"])
+@pytest.mark.parametrize("most", [(5, 5), (5, 8), (8, 5), (0, 3), (3, 0)], ids=str)
+def test_both_sets_of_labels_read_at_once_as_one_after_the_other(
+    most: tuple[int, int], layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = random_assignment(1, most=most[0])
+    other = replace(random_assignment(2, most=most[1]), scores=seen.scores, boxes=seen.boxes)
+    if layers:
+        seen, other = mixed(seen, layers, 3), mixed(other, layers, 3)
+    owners = 5 if layers else len(seen.scores)
+    carried = torch.arange(owners) != 1
+    spoilt = Spoilt(other.gt_labels, other.gt_boxes, other.gt_valid.float(), torch.zeros(0), carried)
+    rehearsal = Rehearsal([Labels(np.zeros(1, np.int64), np.array([[0.1, 0.1, 0.5, 0.5]]))], 10, 3, 0)
+    found = []
+    for limit in (1000, 0):
+        monkeypatch.setattr(rehearse, "_FEW_ANCHORS", limit)
+        found.append(rehearsal.readings(Asked(seen, other), spoilt))  # type: ignore[arg-type]
+    assert found[0].shape == (owners, 2 * len(FEATURES))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(found[1][:, : len(FEATURES)], features(seen), rtol=0, atol=0, equal_nan=True)
+    assert found[0][1, len(FEATURES) :].isnan().all()
+    assert found[0][0, len(FEATURES) :].isfinite().any()

@@ -42,6 +42,10 @@ class Predicted:
     anchor: Tensor
     distinct: Tensor
 
+    def twice(self) -> Predicted:
+        """Return the same of the batch followed by itself, 2 B images."""
+        return Predicted(*(part.repeat(2, *(1,) * (part.ndim - 1)) for part in vars(self).values()))
+
 
 @torch.no_grad()
 def predicted(seen: Assignment) -> Predicted:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from yolo_adapruner.engine.channels import CHANNELS, detection_channels, mean_by
 from yolo_adapruner.engine.dataset import identity
 from yolo_adapruner.engine.faults import FAULTS, Peers
 from yolo_adapruner.engine.losses import Assignment, LossTap
-from yolo_adapruner.engine.owners import Accounts
+from yolo_adapruner.engine.owners import Accounts, Owned
 from yolo_adapruner.engine.readings import OBJECT, TOP, Predicted, objects, predicted, unlabelled
 
 FEATURES = (
@@ -47,6 +48,9 @@ MIXED_EVERY = 3
 """Of batches whose images are mixed every so manyth is rehearsed: in an epoch an image is in several, by parts."""
 TRIED = 2000
 """So many images an epoch, about, tell whether the judge is ready; where there are twice as many, not all are asked."""
+_FEW_ANCHORS = 1000
+"""So many anchors at most are read under both sets of labels at once on a CPU, where with more memory is the limit. A
+GPU waits for its next operation, however small, and there are half as many."""
 _EPS = 1e-4
 _TRIES = 40  # beside a training step there is no time for the fullest pictures
 _WHOLE = np.array([0.0, 0, 1, 1])
@@ -209,14 +213,18 @@ class Rehearsal:
             spoilt: the batch's labels under faults; None where this batch is not rehearsed.
         """
         assert tap.assignment is not None
-        by, device = predicted(tap.assignment), tap.assignment.scores.device
-        true = features(tap.assignment, by)
+        seen, by, device = tap.assignment, predicted(tap.assignment), tap.assignment.scores.device
         if spoilt is None:
+            true = features(seen, by)
             return torch.cat((true, torch.full_like(true, torch.nan)), 1)
         asked = (spoilt.classes, spoilt.boxes, spoilt.valid, spoilt.owners)
         again = tap.again(*(part.to(device, non_blocking=True) for part in asked))
+        if device.type != "cpu" or seen.boxes.shape[1] <= _FEW_ANCHORS:
+            true, wrong = features(_beside(seen, again), by.twice()).chunk(2)
+        else:
+            true, wrong = features(seen, by), features(again, by)
         untouched = ~spoilt.carried.to(device, non_blocking=True)
-        return torch.cat((true, features(again, by).masked_fill_(untouched[:, None], torch.nan)), 1)
+        return torch.cat((true, wrong.masked_fill(untouched[:, None], torch.nan)), 1)
 
     def _spoil(self, image: int, labels: Labels, region: NDArray[np.float64]) -> Labels | None:
         low, size = region[:2], region[2:] - region[:2]
@@ -229,6 +237,35 @@ class Rehearsal:
         peers = self.peers.within((float(size[0]), float(size[1])))
         wrong = fault(Labels(labels.classes, (labels.boxes - offset) / scale), rng, peers)
         return None if wrong is None else Labels(wrong.classes, wrong.boxes * scale + offset)
+
+
+def _beside(seen: Assignment, again: Assignment) -> Assignment:
+    """A batch under two sets of labels as one of twice the entries and owners: the true ones, then the others."""
+    rows = max(seen.gt_boxes.shape[1], again.gt_boxes.shape[1])
+
+    def labels(one: Tensor, other: Tensor) -> Tensor:
+        grown = (F.pad(part, (0, 0) * (part.ndim - 2) + (0, rows - part.shape[1])) for part in (one, other))
+        return torch.cat(tuple(grown))
+
+    owned = None
+    if seen.owned is not None and again.owned is not None:
+        count = seen.owned.count
+        owned = Owned(
+            2 * count,
+            labels(seen.owned.labels, again.owned.labels + count),  # rows of padding count for nobody
+            torch.cat((seen.owned.anchors, again.owned.anchors + count), 1),
+            torch.cat((seen.owned.blend, again.owned.blend)),
+        )
+    return Assignment(
+        scores=torch.cat((seen.scores, again.scores)),
+        boxes=torch.cat((seen.boxes, again.boxes)),
+        gt_labels=labels(seen.gt_labels, again.gt_labels),
+        gt_boxes=labels(seen.gt_boxes, again.gt_boxes),
+        gt_valid=labels(seen.gt_valid, again.gt_valid),
+        foreground=torch.cat((seen.foreground, again.foreground)),
+        gt_index=torch.cat((seen.gt_index, again.gt_index)),
+        owned=owned,
+    )
 
 
 def _corners(boxes: NDArray[Any]) -> NDArray[np.float64]:
