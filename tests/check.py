@@ -2,7 +2,7 @@
 
 Tests run in three parts: the quick ones and then those that are marked `slow`, side by side, file by file; and by
 themselves those that are marked `alone`. `check.py --part quick` runs one of them. Other arguments are handed to
-pytest: `check.py tests/test_mask.py -k step`. Coverage is asked for where all of the quick tests run.
+pytest: `check.py tests/test_core_mask.py -k step`. Coverage is asked for where all of the quick tests run.
 """
 
 import argparse

@@ -49,8 +49,8 @@ MIXED_EVERY = 3
 TRIED = 2000
 """So many images an epoch, about, tell whether the judge is ready; where there are twice as many, not all are asked."""
 _FEW_ANCHORS = 1000
-"""So many anchors at most are read under both sets of labels at once on a CPU, where with more memory is the limit. A
-GPU waits for its next operation, however small, and there are half as many."""
+"""So many anchors at most are read under both sets of labels at once on a CPU: with more, copying the predictions takes
+longer than twice as many operations. A GPU waits for its next operation however small it is, so there always."""
 _EPS = 1e-4
 _TRIES = 40  # beside a training step there is no time for the fullest pictures
 _WHOLE = np.array([0.0, 0, 1, 1])
