@@ -49,6 +49,7 @@ RECIPE: dict[str, Any] = {
 }
 """Settings of a cell's run; `key=value` words win over them."""
 DIGITS, OWN, MIXED = "digits", "own", "mixed"
+_PLANTED = (*KINDS, MIXED, OWN)
 _CHANNELS = ("localisation", "classification", "presence", "missing")
 
 
@@ -114,8 +115,8 @@ def cells(
         ConfigError: a kind is not known, or `own` is asked of a set that has none.
     """
     key_values(words)
-    if unknown := sorted(set(kinds) - {*KINDS, MIXED, OWN}):
-        raise ConfigError(f"Expected kinds among {', '.join((*KINDS, MIXED, OWN))}, but got {', '.join(unknown)}.")
+    if unknown := sorted(set(kinds) - set(_PLANTED)):
+        raise ConfigError(f"Expected kinds among {', '.join(_PLANTED)}, but got {', '.join(unknown)}.")
     if OWN in kinds and set(sets) != {DIGITS}:
         raise ConfigError(f"Expected a kind to plant, but only the set {DIGITS} has faults of its {OWN}: name a kind.")
     for seed in seeds:
@@ -353,9 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a grid's missing cells, or print the table of a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--set", nargs="+", default=[DIGITS], help=f"data files of clean sets, or {DIGITS}")
-    parser.add_argument(
-        "--kind", nargs="+", default=list(LABEL_KINDS), help=f"some of {', '.join((*KINDS, MIXED, OWN))}"
-    )
+    parser.add_argument("--kind", nargs="+", default=list(LABEL_KINDS), help=f"some of {', '.join(_PLANTED)}")
     parser.add_argument("--share", type=float, nargs="+", default=[0.1], help="planted and pruned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--images", type=int, help="take a sample of so many training images, drawn by the seed")
