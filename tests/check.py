@@ -1,8 +1,9 @@
 """Run every gate of the project, one after the other, and fail if any of them failed.
 
 Tests run in three parts: the quick ones and then those that are marked `slow`, side by side, file by file; and by
-themselves those that are marked `alone`. `check.py --part quick` runs one of them. Other arguments are handed to
-pytest: `check.py tests/test_core_mask.py -k step`. Coverage is asked for where all of the quick tests run.
+themselves those that are marked `alone`. `check.py --part quick` runs one of them; `--part long` those that the other
+three leave out, the rest of long tables of cases, before a release. Other arguments are handed to pytest: `check.py
+tests/test_core_mask.py -k step`. Coverage is asked for where all of the quick tests run.
 """
 
 import argparse
@@ -21,7 +22,8 @@ PYTEST = [sys.executable, "-m", "pytest", "--durations=10", "--durations-min=10"
 COVERAGE = ["--cov=yolo_adapruner.core", "--cov-fail-under=95"]
 # in the order of tests/conftest.py, which begins with the files that take longest
 SIDE_BY_SIDE = ["-n", str(WORKERS), "--dist=loadfile", "--no-loadscope-reorder"]
-TESTS = {"quick": SIDE_BY_SIDE, "slow": SIDE_BY_SIDE, "alone": []}
+TESTS = {"quick": SIDE_BY_SIDE, "slow": SIDE_BY_SIDE, "alone": [], "long": []}
+GATE = ("quick", "slow", "alone")
 CHECKS = {
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "format": [sys.executable, "-m", "ruff", "format", "--check", "."],
@@ -34,16 +36,15 @@ NOTHING_TO_RUN = 5  # pytest's exit code where the arguments leave a part withou
 def gates(part: str | None, pytest_arguments: list[str]) -> dict[str, list[str]]:
     """Return the commands by name; pytest comes last, whose closing line is then the last thing on the screen."""
     tests = {}
-    for name, how in TESTS.items():
-        if part in (None, name):
-            coverage = COVERAGE if name == "quick" and not pytest_arguments else []
-            tests[f"tests: {name}"] = [*PYTEST, f"--part={name}", *how, *coverage, *pytest_arguments]
+    for name in [part] if part else GATE:
+        coverage = COVERAGE if name == "quick" and not pytest_arguments else []
+        tests[f"tests: {name}"] = [*PYTEST, f"--part={name}", *TESTS[name], *coverage, *pytest_arguments]
     return CHECKS | tests
 
 
 def main(arguments: list[str]) -> int:
     """Run the gates in order and return 0 if all passed, otherwise 1."""
-    usage = "check.py [--part {quick,slow,alone}] [pytest's arguments ...]"
+    usage = "check.py [--part {quick,slow,alone,long}] [pytest's arguments ...]"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     parser.add_argument("--part", choices=TESTS)
     known, rest = parser.parse_known_args(arguments)

@@ -4,6 +4,7 @@ Ultralytics reads its environment and its settings file once, when it is importe
 this file, before it collects any test module. Subprocesses inherit it.
 """
 
+import gc
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ ENVIRONMENT = {
     "YOLO_ADAPRUNER_SAVE_SECONDS": "0",  # where a run is cut off, it loses the epoch under way alone
 }
 FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
+MARKS = ("long", "alone", "slow")  # what they mean: pyproject.toml
 
 
 def _font() -> Path | None:
@@ -66,13 +68,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--part",
-        choices=("quick", "slow", "alone"),
-        help="alone: what times things, kills processes or fills the cores; quick and slow: the others, by their mark",
+        choices=("quick", *MARKS),
+        help="the tests whose first mark among " + ", ".join(MARKS) + " this is; quick: those with none of them",
     )
 
 
 def _part(item: pytest.Item) -> str:
-    return next((mark for mark in ("alone", "slow") if item.get_closest_marker(mark)), "quick")
+    return next((mark for mark in MARKS if item.get_closest_marker(mark)), "quick")
+
+
+def pytest_collection_finish() -> None:
+    # A training calls the garbage collector over and over. What was made while torch was imported stays for good:
+    # looking through it each time was an eighth of the slow tests' processor time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import psutil
+import pytest
 import ultralytics  # noqa: F401  its log handler takes the stdout of its first import: the session's, not one test's
 import yaml
 
@@ -32,6 +33,19 @@ ARCHITECTURE = {
 """A detector of 0.3 M parameters: a step at 64 px takes an eighth of yolov3-tiny's."""
 
 NAMES = ("disc", "square", "cross")
+
+
+def gate_runs(cases: Iterable[Any], *indices: int, ids: Iterable[str] = ()) -> list[Any]:
+    """Return the cases of a table as pytest's parameters, all but those at `indices` marked long."""
+    cases, names = list(cases), list(ids)
+    rows = []
+    for i, case in enumerate(cases):
+        values = case if isinstance(case, tuple) else (case,)
+        name = names[i] if names else None
+        rows.append(pytest.param(*values, id=name, marks=() if i in indices else pytest.mark.long))
+    return rows
+
+
 QUICK: dict[str, Any] = {
     "epochs": 4,
     "imgsz": 64,

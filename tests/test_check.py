@@ -18,6 +18,7 @@ def test_each_part_runs_once_and_only_all_quick_tests_are_asked_for_coverage():
     assert list(one) == [*check.CHECKS, "tests: quick"]
     assert one["tests: quick"][-3:] == ["tests/test_config.py", "-k", "share"]
     assert not {*check.COVERAGE} & {*one["tests: quick"]}
+    assert list(check.gates("long", [])) == [*check.CHECKS, "tests: long"]
 
 
 @pytest.mark.parametrize(

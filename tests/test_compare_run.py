@@ -143,6 +143,7 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::_run_cell")]
 
 
+@pytest.mark.long
 def test_a_grid_killed_three_times_ends_with_the_undisturbed_table(serial, home):
     folder = home / "runs" / "killed"
     finished: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -171,9 +172,13 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_nothing(home, di
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("epoch", [1, 3, 4])
-@pytest.mark.parametrize("leave", [0, 400, 2900, 5000])
-@pytest.mark.parametrize("hook", ["save_model", "read_results_csv"])
+@pytest.mark.parametrize(
+    ("hook", "leave", "epoch"),
+    helpers.gate_runs(
+        itertools.product(["save_model", "read_results_csv"], [0, 400, 2900, 5000], [1, 3, 4]),
+        *(1, 3, 8, 11, 13, 17, 18, 22),
+    ),
+)
 def test_a_disk_that_fills_up_while_an_epoch_is_saved_costs_at_most_that_epoch(
     home, disk, capsys, monkeypatch, hook, epoch, leave
 ):
@@ -220,7 +225,7 @@ LISTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", helpers.gate_runs(LISTS, 0, 3, 6))
 def test_a_disk_that_is_full_when_the_lists_are_first_written(home, disk, capsys, monkeypatch, name):
     before_writing(monkeypatch, name, disk.fill)
     folder = disk.folder / "r"
@@ -231,7 +236,7 @@ def test_a_disk_that_is_full_when_the_lists_are_first_written(home, disk, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", helpers.gate_runs(LISTS, 1, 4, 7))
 def test_a_disk_that_is_full_when_the_lists_are_written_again_at_the_end(home, disk, capsys, monkeypatch, name):
     at_the_end: list[bool] = []
     before(monkeypatch, AdaPruneTrainer, "final_eval", lambda: at_the_end.append(True))
@@ -306,8 +311,11 @@ def overwrite(image: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "epoch", "workers"),
-    [(delete, epoch, workers) for epoch in (0, 2, 3) for workers in (0, 2)]
-    + [(harm, 2, 0) for harm in (truncate, empty, overwrite)],
+    helpers.gate_runs(
+        [(delete, epoch, workers) for epoch in (0, 2, 3) for workers in (0, 2)]
+        + [(harm, 2, 0) for harm in (truncate, empty, overwrite)],
+        *(0, 3, 4, 6),
+    ),
 )
 def test_an_image_that_vanishes_between_epochs(home, capsys, monkeypatch, harm, epoch, workers):
     image = training_images(home / "set" / "data.yaml")[3]
@@ -479,6 +487,7 @@ def test_runs_at_the_same_time_on_one_data_set_find_what_each_finds_alone(home):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_label_cache_that_others_tear_and_rewrite_all_the_time_does_not_matter(home, capsys):
     cache, done = home / "set" / "labels" / "train.cache", threading.Event()
 

@@ -76,15 +76,19 @@ FAMILIES = [
     Family("yolo11n-obb", "obb"),
     Family("yolo26n-obb", "obb", checks=(*ALL, "mix")),
 ]
+IN_THE_GATE = ["yolov3-tiny", "yolov8n", "yolov10n", "yolo11n", "yolo26n", "yolo11n-seg", "yolo26n-pose", "yolov8n-obb"]
+"""Of these a whole run is trained there, of the others in the long part: each generation, each task."""
 MODELS = {"detect": DetectionModel, "segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 KEYPOINTS = 3
 B = 4
 
 
-def families(check):
-    """Parametrise by the families that a check is said to hold for."""
+def families(check, gate=None):
+    """Parametrise by the families that a check is said to hold for; if `gate` names some, the others are long."""
     rows = [family for family in FAMILIES if check in family.checks]
-    return pytest.mark.parametrize("family", rows, ids=lambda family: family.name)
+    names = [family.name for family in rows]
+    indices = [names.index(name) for name in gate or names]
+    return pytest.mark.parametrize("family", helpers.gate_runs(rows, *indices, ids=names))
 
 
 # Sets of each task
@@ -444,7 +448,7 @@ def check_folder(folder, task, data, dropped):
     assert YOLO(folder / "weights" / "best.pt").task == task
 
 
-@families("run")
+@families("run", gate=IN_THE_GATE)
 @pytest.mark.slow
 def test_run(family, sets, tmp_path, monkeypatch):
     """Joint stage and fine-tune through the trainer; the controller is handed what the task is about."""

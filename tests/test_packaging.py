@@ -19,7 +19,6 @@ from packaging.requirements import Requirement
 import yolo_adapruner
 from yolo_adapruner import resources
 
-pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parent.parent
 OPENCV = ("opencv-python", "opencv-python-headless")
 

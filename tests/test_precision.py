@@ -122,13 +122,16 @@ def test_a_run_in_which_nothing_happens(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "where", "sizes"),
-    [
-        (out_of_memory, [1], [8, 4]),
-        (out_of_memory_in_backward, [3], [8, 4]),
-        (out_of_memory, [4], [8, 4]),
-        (out_of_memory, [2, 5], [8, 4, 2]),
-        (out_of_memory_in_backward, [2, 5], [8, 4, 2]),
-    ],
+    helpers.gate_runs(
+        [
+            (out_of_memory, [1], [8, 4]),
+            (out_of_memory_in_backward, [3], [8, 4]),
+            (out_of_memory, [4], [8, 4]),
+            (out_of_memory, [2, 5], [8, 4, 2]),
+            (out_of_memory_in_backward, [2, 5], [8, 4, 2]),
+        ],
+        *(0, 4),
+    ),
 )
 def test_an_epoch_that_ran_out_of_memory_counts_once_and_whole(data, tmp_path, fault, where, sizes):
     """The joint stage is the first here; what was read before memory ran out is read again."""
@@ -142,7 +145,7 @@ def test_an_epoch_that_ran_out_of_memory_counts_once_and_whole(data, tmp_path, f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("epoch", "batch"), [(2, 1), (3, 3), (4, 1), (5, 3)])
+@pytest.mark.parametrize(("epoch", "batch"), helpers.gate_runs([(2, 1), (3, 3), (4, 1), (5, 3)], 1, 2))
 def test_an_epoch_that_came_out_nan_counts_once(data, tmp_path, epoch, batch):
     trainer = watched(data, tmp_path, faults={(epoch, batch): nan_loss})
     assert [one.epoch for one in trainer.passes] == sorted([*range(1, EPOCHS + 1), epoch])
@@ -194,7 +197,8 @@ SKIPPED = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "faults", "gradients", "left_out"), [c[1:] for c in SKIPPED], ids=[c[0] for c in SKIPPED]
+    ("settings", "faults", "gradients", "left_out"),
+    helpers.gate_runs([c[1:] for c in SKIPPED], 1, 3, ids=[c[0] for c in SKIPPED]),
 )
 def test_a_step_the_fp16_scaler_skipped_moves_no_logit(data, tmp_path, clean, settings, faults, gradients, left_out):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -308,7 +312,7 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", helpers.gate_runs(["eager", "inductor"], 0))
 def test_compiled_runs_move_no_image_of_the_batch_that_is_left_out(data, tmp_path, monkeypatch, backend):
     """Upstream drops the last, smaller batch then: 2 of the 26 images, others in each epoch."""
     original = torch.compile

@@ -525,7 +525,7 @@ def test_prune_0_is_stock_training_bit_for_bit(data, tmp_path):
     assert len(read_list(tmp_path / "ours" / "kept.txt")) == 24
 
 
-@pytest.mark.parametrize("architecture", ["small", "yolo26n.yaml"])
+@pytest.mark.parametrize("architecture", helpers.gate_runs(["small", "yolo26n.yaml"], 0))
 def test_the_warm_up_is_stock_training(data, tmp_path, architecture):
     """The same losses and the same validation, epoch for epoch, until the joint stage begins."""
     model = str(helpers.write_architecture(tmp_path / "small.yaml")) if architecture == "small" else architecture

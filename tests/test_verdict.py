@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from tests import helpers
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study.calibrate import OURS, WORLDS, calibrate
 from yolo_adapruner.study.evaluate import paired_difference
@@ -207,7 +208,10 @@ def test_few_studies_are_counted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["same list, 3 seeds", "weights perturbed", "labels spoiled, images alone differ"])
+@pytest.mark.parametrize(
+    "name",
+    helpers.gate_runs(["same list, 3 seeds", "weights perturbed", "labels spoiled, images alone differ"], 1),
+)
 def test_the_interval_holds_the_truth_in_93_to_97_percent_of_1000_studies(name):
     found = calibrate(WORLDS[name], 1000, trainings=400)  # a tenth of the interval's half width, at the most
     assert 0.93 <= found.holds[OURS] <= 0.97

@@ -337,7 +337,7 @@ def test_a_new_run_begins_with_the_old_ones_logits_by_image(old, place, tmp_path
     fresh = {str(files[3]), str(files[4]), str(folder / "new0.png"), str(folder / "new1.png")}
     wanted = [1.0 + (0 if p in fresh else old_logits[str(came_from.get(p, p))]) for p in outcome.paths]
     np.testing.assert_allclose(begun[0], wanted)
-    assert len(set(begun[0].round(6))) > 5, "the old run told its images apart"
+    assert len(set(begun[0].round(6))) > 1, "the old run told no images apart, so that any order would do"
 
 
 @pytest.mark.slow
@@ -458,6 +458,7 @@ def test_from_beside_resume_is_refused(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_both_begin_with_the_old_logits(tmp_path, monkeypatch):
     """After an epoch of warm-up nothing has moved them."""
     from tests.test_ddp import notes, train
