@@ -9,9 +9,10 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from yolo_adapruner.config import PruneConfig
-from yolo_adapruner.core.pruner import Pruner, Settings, Stage, draw_lots, stalled
+from yolo_adapruner.core.pruner import Pruner, Settings, Stage, draw_lots, near_even, stalled
 from yolo_adapruner.core.reasons import DRAWN, SUSPECT, Evidence, explain
 from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.core.suspicion import (
@@ -508,6 +509,34 @@ def test_a_lot_rises_the_more_with_doubt_the_sharper_it_is_and_never_decides_on_
     uniform = np.array([0.3, 0.3, 0.9, 0.3, 0.3])
     np.testing.assert_allclose(draw_lots(uniform, wrong), [0.3, 0.3**0.5, 0.9**0.5, 1, np.nan])
     np.testing.assert_allclose(draw_lots(uniform, wrong, 4), [0.3, 0.3**0.0625, 0.9**0.0625, 1, np.nan])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+def test_who_goes_is_up_to_the_lot_and_who_stays_stands_in_the_order_of_doubt(share: float, monkeypatch) -> None:
+    def agreement(pruner: Pruner) -> float:
+        return float(np.corrcoef(*(rankdata(v[pruner.kept]) for v in (-pruner.mask.logits, hard)))[0, 1])
+
+    pruner, hard = told({"share": share, "rest": "draw"})
+    assert agreement(pruner) > 0.95
+    monkeypatch.setattr(Pruner, "_spare", lambda *_: None)
+    by_lot, _ = told({"share": share, "rest": "draw"})
+    np.testing.assert_array_equal(by_lot.kept, pruner.kept)
+    assert abs(agreement(by_lot)) < 0.3
+
+
+def test_a_copy_that_stays_weighs_less_than_one_of_its_doubt_that_has_none() -> None:
+    pruner = Pruner(6, CHANNELS, 16, Settings(**PruneConfig().model_dump()), judge=Known(n=6), readings=READINGS)
+    wrong, f = np.array([0.01, 0.01, 0.5, 0.5, 2.0, 0.01]), np.array([-5.0, -5.0, -5.0, -5.0, -5.0, 3.0])
+    pruner._spare(f, 1.5, wrong, np.array([0.0, 1.0, 0.0, 9.0, 0.0, 0.0]))
+    assert f[0] < f[1] < f[2] < f[3] == 1.5
+    assert f[4:].tolist() == [-5, 3]  # a suspect and one that is to go are not the lot's to spare
+
+
+def test_near_even_is_1_at_even_odds_and_tells_small_probabilities_apart() -> None:
+    p = np.array([0.0, 1e-4, 1e-3, 1 / (1 + np.e), 0.5])
+    odds = np.log(p[1:] / (1 - p[1:]))
+    np.testing.assert_allclose(near_even(-np.log1p(-p)), [0, *1 / (1 - odds)], atol=1e-12)
+    assert near_even(np.array([np.log(2) + 1e-12]))[0] == 1
 
 
 @pytest.mark.parametrize("judge", [None, FirstColumn(silent=True)], ids=["none", "one that cannot learn"])

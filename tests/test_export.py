@@ -75,7 +75,7 @@ def outcome_of(paths: list[str], share: float = 0.2, seed: int = 0) -> Outcome:
     columns |= {"suspicion": rng.normal(size=n), "kind": np.where(rng.random(n) < 0.5, "shifted", "")}
     columns["lot"] = np.where(rng.random(n) < 0.5, rng.random(n), np.nan)
     columns |= {"epochs_seen": np.full(n, 9), "seen": 9 * rng.random(n), "boxes": rng.integers(0, 9, n)}
-    columns |= {"similarity": rng.random(n), "twin": rng.integers(-1, n, n)}
+    columns |= {"similarity": rng.random(n), "twin": np.where(rng.random(n) < 0.2, rng.integers(0, n, n), -1)}
     return Outcome(paths, select_kept(logits, share, seed=seed), columns)
 
 
@@ -450,6 +450,17 @@ def test_another_share_changes_kept_and_no_score(run):
     assert own.drop(depends).equals(other.drop(depends), null_equal=True)
     assert other["kept"].sum() == 20
     assert ((other["reason"] == "") == other["kept"]).all()
+
+
+def test_a_larger_share_takes_suspects_and_copies_before_it_takes_by_lot(run):
+    export(run, [0.8])
+    own, other = pl.read_csv(run / "scores.csv"), pl.read_csv(run / "prune-0.8/scores.csv")
+    went = own["kept"] & ~other["kept"]
+    free = own["lot"].is_not_nan() & (own["twin"] == -1)
+    by_lot, spared = own.filter(went & free), own.filter(other["kept"])
+    assert min(len(by_lot), len(own.filter(went & ~free))) >= 3
+    assert by_lot["lot"].min() > spared["lot"].max()
+    assert by_lot["logit"].max() > spared["logit"].min()
 
 
 def test_shares_come_again_byte_for_byte(run):

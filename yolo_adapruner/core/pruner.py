@@ -24,7 +24,7 @@ from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.mask import Mask
 from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.schedule import rank_agreement
-from yolo_adapruner.core.selection import cut, ranked, select_kept, unknown_last
+from yolo_adapruner.core.selection import beyond, cut, ranked, unknown_last
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion, mean_probability
 
@@ -61,6 +61,7 @@ FALL = 0.1
 SAME = 0.95
 """Part of the dropped samples in common from which on two epochs' cuts count as the same."""
 
+_CHUNK = 1 << 18  # samples a stride: what is made on the way stays small however many there are
 _LOTS = 0x107  # lots are drawn from numbers of their own
 
 
@@ -413,7 +414,9 @@ class Pruner:
         # Judged on the mean over the epochs so far: one epoch's reading is half augmentation.
         suspected = self.suspicion.signal
         self.signal = self._surprise_so_far() if suspected is None else suspected
-        f = self._pressure(self._redundant())
+        wrong = None if self._uniform is None else self.suspicion.wrong
+        redundant = self._redundant(wrong)
+        f = self._pressure(wrong, redundant)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         game, share = self._in_the_game()
@@ -421,6 +424,8 @@ class Pruner:
         use = len(judged) > 0 and NEUTRAL in self.settings.terms
         neutral = float(np.quantile(judged, 1 - share, overwrite_input=True)) if use else 0.0
         del judged
+        if use and wrong is not None:
+            self._spare(f, neutral, wrong, redundant)
         f[np.isnan(f)] = neutral
         f[~game] = np.nan
         standing = rested & (self.seen > 0) & (evidence == 0)
@@ -443,25 +448,53 @@ class Pruner:
             self.redundancy.remember()
         self.state = state
         self.checked[evidence > 0] = state.epoch
-        del readings, channels, rehearsed, judgement, evidence, standing, f  # at ten million samples room for the cut
+        # at ten million samples room for the cut
+        del readings, channels, rehearsed, judgement, evidence, standing, wrong, redundant, f
         self._look_ahead()
         if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
 
-    def _pressure(self, redundant: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
+    def _pressure(
+        self, wrong: NDArray[np.float64] | None, redundant: NDArray[np.float64] | float = 0.0
+    ) -> NDArray[np.float64]:
         """What the objective weighs each sample by besides the compression term, (N,), NaN where nothing is known.
 
         Args:
+            wrong: `suspicion.wrong`, (N,) nats; None where no lots are drawn.
             redundant: what each is judged harder by, (N,) nats >= 0.
         """
-        terms = {"task": TASK in self.settings.terms, "selection": SELECTION in self.settings.terms}
-        wrong = None if self._uniform is None else self.suspicion.wrong
         lots = None if wrong is None else self._lots(wrong)
         if wrong is None or lots is None:
-            return pressure(sample_loss(self.signal + redundant, self.settings.tau), **terms)
-        # Up to even odds the signal says how hard a sample is, not that it is wrong: there all weigh 1, less their lot.
-        nats = np.maximum(wrong, EVEN) + redundant
-        return pressure(nats / EVEN, **terms) - np.where(np.isnan(lots), 0.0, SPREAD * (1 - lots))
+            return pressure(sample_loss(self.signal + redundant, self.settings.tau), **self._terms)
+        return self._against(wrong, redundant) - np.where(np.isnan(lots), 0.0, SPREAD * (1 - lots))
+
+    def _against(self, wrong: NDArray[np.float64], redundant: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """What speaks against each sample, (N,): `_pressure` without the lot.
+
+        Up to even odds the signal says how hard a sample is, not that it is wrong: there all weigh 1.
+        """
+        return pressure((np.maximum(wrong, EVEN) + redundant) / EVEN, **self._terms)
+
+    def _spare(
+        self,
+        f: NDArray[np.float64],
+        neutral: float,
+        wrong: NDArray[np.float64],
+        redundant: NDArray[np.float64] | float,
+    ) -> None:
+        """Put the samples that the lot spares in the order of their doubt, in place.
+
+        A lot says who goes. Of those that stay it says nothing, and there the likelier wrong one is to weigh less.
+        """
+        more = np.broadcast_to(redundant, self.n)
+        for begin in range(0, self.n, _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            by_doubt = self._against(wrong[part], more[part]) - SPREAD * (1 - near_even(wrong[part]))
+            np.copyto(f[part], np.minimum(by_doubt, neutral), where=(f[part] < neutral) & (wrong[part] <= EVEN))
+
+    @property
+    def _terms(self) -> dict[str, bool]:
+        return {"task": TASK in self.settings.terms, "selection": SELECTION in self.settings.terms}
 
     @property
     def lots(self) -> NDArray[np.float64] | None:
@@ -485,7 +518,7 @@ class Pruner:
         """Note which samples a cut would drop for sure now, and whether the whole cut is the one of the last epoch."""
         share = self.settings.share
         # Who was never seen is not decided on.
-        order = ranked(np.where(self.seen > 0, self.mask.logits, self.mask.logits.max() + 1), seed=self.seed)
+        order = self._in_order(np.where(self.seen > 0, self.mask.logits, self.mask.logits.max() + 1))
         sure = ~cut(order, SURE * share, self.constraints)
         sure &= self.seen > 0
         self.absent += 1
@@ -496,11 +529,11 @@ class Pruner:
         alike = done and before is not None and (before & dropped).sum() >= SAME * dropped.sum()
         self._same = self._same + 1 if alike else 0
 
-    def _redundant(self) -> NDArray[np.float64] | float:
+    def _redundant(self, wrong: NDArray[np.float64] | None) -> NDArray[np.float64] | float:
         """What each sample is judged harder by for being there already, (N,) nats, or 0 for all."""
         if self.appearance is None:
             return 0.0
-        own = self._pressure()
+        own = self._pressure(wrong)
         seen = own[np.isfinite(own)]
         # What each would weigh at the end by its own evidence: what goes for its labels cannot stand in for a copy.
         alone = Mask(self.n)
@@ -521,7 +554,7 @@ class Pruner:
         if self._best_logits is not None:
             self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
-        self.kept = select_kept(unknown_last(self.mask.logits), share, seed=self.seed, constraints=self.constraints)
+        self.kept = cut(self._in_order(unknown_last(self.mask.logits)), share, self.constraints)
         self.stage = Stage.FINETUNE
         return self.kept
 
@@ -531,6 +564,12 @@ class Pruner:
             return np.ones(self.n, bool), self.settings.share
         game = ~self.constraints.required
         return game, min(self.settings.share * self.n / max(int(game.sum()), 1), 1.0)
+
+    def _in_order(self, scores: NDArray[np.floating]) -> NDArray[np.int64]:
+        """The samples in the order in which they go, (N,)."""
+        order = ranked(scores, seed=self.seed)
+        copies, known = self.redundancy.twin >= 0, self.seen > 0
+        return beyond(order, self.settings.share, self.lots, copies=copies, known=known)
 
     def _scores(self) -> NDArray[np.float64]:
         """The logits as they are now, (N,), NaN where nothing of the sample was ever seen."""
@@ -612,6 +651,20 @@ def draw_lots(
     odds_left = 2 * np.exp(-wrong) - 1  # 1 - 2 P
     calm = odds_left >= 0
     return np.where(calm, uniform ** np.where(calm, odds_left, 1) ** sharpness, np.nan)
+
+
+def near_even(wrong: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how near even odds come labels that are likelier right than wrong, (N,) in [0, 1]: 1 / (1 - log odds).
+
+    1 at even odds, 0 where the labels are surely right. It tells one in a thousand from one in ten thousand, which the
+    probability itself does not.
+
+    Args:
+        wrong: -log(1 - P), nats, (N,); beyond log 2, even odds, the result is 1 as well.
+    """
+    with np.errstate(divide="ignore"):
+        log_odds = np.log(np.expm1(np.minimum(wrong, EVEN)))
+    return np.asarray(1 / (1 - np.minimum(log_odds, 0)))
 
 
 def stalled(values: Sequence[float], patience: int, fall: float = FALL) -> bool:

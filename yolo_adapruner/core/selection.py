@@ -48,6 +48,38 @@ def ranked(scores: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.int64]:
     return by_place[np.argsort(scores[by_place], kind="stable")]
 
 
+def beyond(
+    order: NDArray[np.int64],
+    prune: float,
+    lots: NDArray[np.floating] | None,
+    *,
+    copies: NDArray[np.bool_] | None = None,
+    known: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """Return an order, (N,), in which the samples behind the share `prune` go by lot, the highest first.
+
+    A mask says whom its own share takes. Of the others it says who is the more doubtful, and those are the hard ones
+    too: they are not the next to go, where a floor holds one back or another share is cut. Suspects, which have no lot,
+    go before that, as they stand in the order, and so do copies; samples of which nothing is known go after all.
+
+    Args:
+        order: samples, those to go first at the front; a permutation of N.
+        prune: the share that the order was learned for, [0, 1).
+        lots: (N,) in [0, 1], NaN for a sample without; None, and NaN for all, leaves the order as it is.
+        copies: (N,), which samples are of others that go later.
+        known: (N,), of which samples anything is known; all if None.
+    """
+    if lots is None or np.isnan(lots).all():
+        return order
+    keys = np.where(np.isnan(lots), np.inf, lots)
+    if copies is not None:
+        keys[copies] = np.inf
+    if known is not None:
+        keys[~known] = -np.inf
+    inside, outside = np.split(order, [drop_count(len(order), prune)])
+    return np.concatenate([inside, outside[np.argsort(-keys[outside], kind="stable")]])
+
+
 def cut(order: NDArray[np.int64], prune: float, constraints: Constraints | None = None) -> NDArray[np.bool_]:
     """Return which of the samples in an order stay, (N,) bool; see `select_kept`.
 

@@ -22,7 +22,7 @@ import yaml
 from numpy.typing import NDArray
 
 from yolo_adapruner.core.floors import Constraints
-from yolo_adapruner.core.selection import select_kept, unknown_last
+from yolo_adapruner.core.selection import beyond, cut, ranked, unknown_last
 from yolo_adapruner.data import classfolders, explain, npz, tables
 from yolo_adapruner.data.keep import refuse_too_many
 from yolo_adapruner.data.texts import CHUNK, Texts
@@ -197,7 +197,7 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
     try:
         written = [_write_files(folder, outcome, manifest["data"])]
         for share in shares:
-            part = _cut(outcome, share, manifest["seed"])
+            part = _cut(outcome, share, learned, manifest["seed"])
             note = "" if share == learned else f" Extrapolated: the mask was learned for prune {learned:g}."
             note += _eased(part, share)
             target = folder / f"prune-{share:g}"
@@ -210,10 +210,13 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
     return written
 
 
-def _cut(outcome: Outcome, share: float, seed: int) -> Outcome:
-    """Another share cut from the same scores, under the same constraints."""
-    scores = unknown_last(outcome.columns["logit"])
-    kept = select_kept(scores, share, seed=seed, constraints=outcome.constraints)
+def _cut(outcome: Outcome, share: float, learned: float, seed: int) -> Outcome:
+    """Another share cut from the scores that were learned for one, under the same constraints."""
+    columns = outcome.columns
+    twin, known = columns.get("twin"), np.isfinite(columns["logit"])
+    order = ranked(unknown_last(columns["logit"]), seed=seed)
+    order = beyond(order, learned, columns.get("lot"), copies=None if twin is None else twin >= 0, known=known)
+    kept = cut(order, share, outcome.constraints)
     part = replace(outcome, kept=kept)
     return explain.with_reasons(part) if "reason" in outcome.columns else part
 
