@@ -445,12 +445,13 @@ WRONG = 30
 MANY = 400
 
 
-def told(method: dict[str, object], seed: int = 0) -> tuple[Pruner, np.ndarray]:
+def told(method: dict[str, object], seed: int = 0, looks: Looks | None = None) -> tuple[Pruner, np.ndarray]:
     """A pruner that has been through its joint stage, and how hard each sample read to its judge."""
     rng = np.random.default_rng(5)
     hard = np.where(np.arange(MANY) < WRONG, rng.uniform(3, 6, MANY), rng.uniform(-6, -1, MANY))
     settings = Settings(**PruneConfig(warmup=1, joint=0.5, **method).model_dump())  # type: ignore[arg-type]
     pruner = Pruner(MANY, CHANNELS, 16, settings, seed, judge=Known(n=MANY), readings=READINGS)
+    pruner.appearance = looks
     while pruner.kept is None:
         pruner.open_epoch()
         values = rng.lognormal(0, 0.2, (MANY, READINGS))
@@ -524,10 +525,10 @@ def test_who_goes_is_up_to_the_lot_and_who_stays_stands_in_the_order_of_doubt(sh
     assert abs(agreement(by_lot)) < 0.3
 
 
-def test_a_copy_that_stays_weighs_less_than_one_of_its_doubt_that_has_none() -> None:
+def test_a_copy_that_stays_weighs_less_than_a_sample_as_doubtful_that_has_none() -> None:
     pruner = Pruner(6, CHANNELS, 16, Settings(**PruneConfig().model_dump()), judge=Known(n=6), readings=READINGS)
     wrong, f = np.array([0.01, 0.01, 0.5, 0.5, 2.0, 0.01]), np.array([-5.0, -5.0, -5.0, -5.0, -5.0, 3.0])
-    pruner._spare(f, 1.5, wrong, np.array([0.0, 1.0, 0.0, 9.0, 0.0, 0.0]))
+    pruner._spare(f, 1.5, wrong, np.array([0.0, 0.2, 0.0, 9.0, 0.0, 0.0]))
     assert f[0] < f[1] < f[2] < f[3] == 1.5
     assert f[4:].tolist() == [-5, 3]  # a suspect and one that is to go are not the lot's to spare
 
@@ -546,3 +547,50 @@ def test_without_a_judge_s_word_no_lots_are_drawn(judge: FirstColumn | None) -> 
         run(pruner, 0, 7)
         assert pruner.lots is None
     np.testing.assert_array_equal(runs[0].mask.logits, runs[1].mask.logits)
+
+
+# Copies
+
+PAIRS = 40
+"""Each of the last 2 * PAIRS samples is one of two that look the same."""
+
+
+class Looks:
+    """An appearance that knows the pairs from the first epoch on."""
+
+    known = np.ones(MANY, bool)
+
+    def open_epoch(self) -> None: ...
+    def close_epoch(self) -> None: ...
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        neighbours, kernel = np.full((MANY, 1), -1), np.zeros((MANY, 1))
+        first = MANY - 2 * PAIRS + np.arange(PAIRS)
+        neighbours[first, 0], kernel[first, 0] = first + PAIRS, 0.95
+        return neighbours, kernel
+
+
+def copies_kept(share: float, redundancy: float = 2.0) -> tuple[Pruner, np.ndarray]:
+    """How many of each pair stay, (PAIRS,), beside WRONG suspects in a set of MANY."""
+    pruner, _ = told({"share": share, "redundancy": redundancy}, looks=Looks())
+    return pruner, pruner.kept[-2 * PAIRS :].reshape(2, PAIRS).sum(0)
+
+
+def test_copies_go_before_whom_the_lot_falls_on_and_one_of_each_stays() -> None:
+    pruner, stayed = copies_kept((WRONG + PAIRS) / MANY)
+    assert not pruner.kept[:WRONG].any()
+    assert (stayed == 1).mean() >= 0.95
+
+
+def test_beyond_the_copies_the_lot_leaves_one_of_a_pair_as_often_as_any_other_image() -> None:
+    share = 0.4
+    pruner, stayed = copies_kept(share)
+    assert stayed.max() == 1
+    alone = pruner.kept[WRONG : -2 * PAIRS]
+    # What is left of the share falls on single images and on the one of each pair that stays, by the same lot.
+    assert abs((stayed == 0).mean() - (~alone).mean()) < 3 * np.sqrt(0.25 / PAIRS)
+
+
+def test_without_weight_copies_go_by_lot() -> None:
+    _, stayed = copies_kept(0.2, redundancy=1e-6)
+    assert (stayed == 1).mean() < 0.6

@@ -419,15 +419,14 @@ class Pruner:
         f = self._pressure(wrong, redundant)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
-        game, share = self._in_the_game()
-        judged = f[game & np.isfinite(f)]
-        use = len(judged) > 0 and NEUTRAL in self.settings.terms
-        neutral = float(np.quantile(judged, 1 - share, overwrite_input=True)) if use else 0.0
-        del judged
-        if use and wrong is not None:
+        neutral = self._neutral(f) if NEUTRAL in self.settings.terms else math.nan
+        if math.isnan(neutral):
+            neutral = 0.0
+        elif wrong is not None:
             self._spare(f, neutral, wrong, redundant)
         f[np.isnan(f)] = neutral
-        f[~game] = np.nan
+        if self.constraints.required is not None:
+            f[self.constraints.required] = np.nan
         standing = rested & (self.seen > 0) & (evidence == 0)
         if evidence.any():
             # What was seen of a sample in earlier epochs has moved it then; in this one it has moved by what it shows.
@@ -461,12 +460,12 @@ class Pruner:
 
         Args:
             wrong: `suspicion.wrong`, (N,) nats; None where no lots are drawn.
-            redundant: what each is judged harder by, (N,) nats >= 0.
+            redundant: what each is judged harder by, (N,) nats >= 0. So much of a lot as e to the minus that is left.
         """
         lots = None if wrong is None else self._lots(wrong)
         if wrong is None or lots is None:
             return pressure(sample_loss(self.signal + redundant, self.settings.tau), **self._terms)
-        return self._against(wrong, redundant) - np.where(np.isnan(lots), 0.0, SPREAD * (1 - lots))
+        return self._against(wrong, redundant) - np.where(np.isnan(lots), 0.0, SPREAD * (1 - lots) * np.exp(-redundant))
 
     def _against(self, wrong: NDArray[np.float64], redundant: NDArray[np.float64] | float) -> NDArray[np.float64]:
         """What speaks against each sample, (N,): `_pressure` without the lot.
@@ -489,7 +488,8 @@ class Pruner:
         more = np.broadcast_to(redundant, self.n)
         for begin in range(0, self.n, _CHUNK):
             part = slice(begin, begin + _CHUNK)
-            by_doubt = self._against(wrong[part], more[part]) - SPREAD * (1 - near_even(wrong[part]))
+            depth = SPREAD * (1 - near_even(wrong[part])) * np.exp(-more[part])
+            by_doubt = self._against(wrong[part], more[part]) - depth
             np.copyto(f[part], np.minimum(by_doubt, neutral), where=(f[part] < neutral) & (wrong[part] <= EVEN))
 
     @property
@@ -534,15 +534,29 @@ class Pruner:
         if self.appearance is None:
             return 0.0
         own = self._pressure(wrong)
-        seen = own[np.isfinite(own)]
-        # What each would weigh at the end by its own evidence: what goes for its labels cannot stand in for a copy.
-        alone = Mask(self.n)
-        if len(seen):
-            neutral = float(np.quantile(seen, 1 - self.settings.share))
-            alone.logits = self.settings.rate * np.where(np.isfinite(own), neutral - own, 0.0)
         graph = Graph.of(*self.appearance.pairs())
-        taken = self.redundancy.step(graph, own, alone.weights(self.settings.s_end), self.appearance.known)
-        return self.settings.redundancy * taken
+        # What goes for its labels cannot stand in for a copy.
+        stays = self._weights_at(self._neutral(own), own)
+        if wrong is not None:
+            # Nor what the lot takes, but copies go before any lot is drawn: so first all that is no suspect stands in,
+            # and then all that the share does not reach once the copies are gone.
+            stays[wrong <= EVEN] = 1
+            taken, _ = self.redundancy.account(graph, own, stays)
+            all_told = self._pressure(wrong, self.settings.redundancy * taken)
+            stays = self._weights_at(self._neutral(all_told), own)
+        return self.settings.redundancy * self.redundancy.step(graph, own, stays, self.appearance.known)
+
+    def _neutral(self, f: NDArray[np.float64]) -> float:
+        """The pressure that divides the share to go from the rest, NaN where none is known."""
+        game, share = self._in_the_game()
+        judged = f[game & np.isfinite(f)]
+        return float(np.quantile(judged, 1 - share, overwrite_input=True)) if len(judged) else math.nan
+
+    def _weights_at(self, neutral: float, f: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What each sample comes to weigh under a pressure, (N,) in [0, 1]; 1/2 where it is unknown."""
+        mask = Mask(self.n)
+        mask.logits = self.settings.rate * np.nan_to_num(neutral - f, nan=0.0)
+        return mask.weights(self.settings.s_end)
 
     def decide(self) -> NDArray[np.bool_]:
         """End the joint stage: cut the exact share off the best matching mask, or off the last if none matched.

@@ -136,19 +136,26 @@ class Redundancy:
     ) -> NDArray[np.float64]:
         """Take an epoch's account, and return how much of each sample is there already, (N,) in [0, 1].
 
-        Who outranks whom is told by the pressure of the samples' own evidence, so that a copy with a suspect label
-        loses to its twin; who has paid before stays behind unless the other's evidence is clearly worse.
-
         Args:
             graph: who is like whom, as far as known now.
             pressure: (N,) each sample's own, NaN unknown.
             weights: (N,) y, what each would weigh if nothing were like it.
             known: (N,) bool, whose neighbours are known.
         """
-        wanted = -np.nan_to_num(pressure, nan=float(np.nanmedian(pressure)) if np.isfinite(pressure).any() else 0.0)
-        self.taken, self.twin = overlap(graph, wanted - _STICKS * self.taken, weights)
+        self.taken, self.twin = self.account(graph, pressure, weights)
         self.similarity = similarity(graph, known)
         return self.taken
+
+    def account(
+        self, graph: Graph, pressure: NDArray[np.floating], weights: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the `overlap` that `step` would take, without taking it.
+
+        Who outranks whom is told by the pressure of the samples' own evidence, so that a copy with a suspect label
+        loses to its twin; who has paid before stays behind unless the other's evidence is clearly worse.
+        """
+        wanted = -np.nan_to_num(pressure, nan=float(np.nanmedian(pressure)) if np.isfinite(pressure).any() else 0.0)
+        return overlap(graph, wanted - _STICKS * self.taken, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, as arrays."""
