@@ -518,7 +518,7 @@ class Pruner:
         """Note which samples a cut would drop for sure now, and whether the whole cut is the one of the last epoch."""
         share = self.settings.share
         # Who was never seen is not decided on.
-        order = self._in_order(np.where(self.seen > 0, self.mask.logits, self.mask.logits.max() + 1))
+        order = self._in_order(self._scores())
         sure = ~cut(order, SURE * share, self.constraints)
         sure &= self.seen > 0
         self.absent += 1
@@ -568,7 +568,7 @@ class Pruner:
         if self._best_logits is not None:
             self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
-        self.kept = cut(self._in_order(unknown_last(self.mask.logits)), share, self.constraints)
+        self.kept = cut(self._in_order(self.mask.logits), share, self.constraints)
         self.stage = Stage.FINETUNE
         return self.kept
 
@@ -580,9 +580,9 @@ class Pruner:
         return game, min(self.settings.share * self.n / max(int(game.sum()), 1), 1.0)
 
     def _in_order(self, scores: NDArray[np.floating]) -> NDArray[np.int64]:
-        """The samples in the order in which they go, (N,)."""
-        order = ranked(scores, seed=self.seed)
-        copies, known = self.redundancy.twin >= 0, self.seen > 0
+        """The samples in the order in which they go, (N,), by scores that are NaN where there is none."""
+        order = ranked(unknown_last(scores), seed=self.seed)
+        copies, known = self.redundancy.twin >= 0, np.isfinite(scores)
         return beyond(order, self.settings.share, self.lots, copies=copies, known=known)
 
     def _scores(self) -> NDArray[np.float64]:
