@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import rankdata
 
 from yolo_adapruner.config import PruneConfig
-from yolo_adapruner.core.pruner import Pruner, Settings, Stage, draw_lots, near_even, stalled
+from yolo_adapruner.core.pruner import SPREAD, Pruner, Settings, Stage, draw_lots, near_even, stalled
 from yolo_adapruner.core.reasons import DRAWN, SUSPECT, Evidence, explain
 from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.core.suspicion import (
@@ -528,8 +528,8 @@ def test_who_goes_is_up_to_the_lot_and_who_stays_stands_in_the_order_of_doubt(sh
 def test_a_copy_that_stays_weighs_less_than_a_sample_as_doubtful_that_has_none() -> None:
     pruner = Pruner(6, CHANNELS, 16, Settings(**PruneConfig().model_dump()), judge=Known(n=6), readings=READINGS)
     wrong, f = np.array([0.01, 0.01, 0.5, 0.5, 2.0, 0.01]), np.array([-5.0, -5.0, -5.0, -5.0, -5.0, 3.0])
-    pruner._spare(f, 1.5, wrong, np.array([0.0, 0.2, 0.0, 9.0, 0.0, 0.0]))
-    assert f[0] < f[1] < f[2] < f[3] == 1.5
+    pruner._spare(f, 1.5, wrong, np.array([0.0, 0.2, 0.0, 1.0, 0.0, 0.0]))
+    assert f[0] < f[1] < f[2] < f[3] == 1
     assert f[4:].tolist() == [-5, 3]  # a suspect and one that is to go are not the lot's to spare
 
 
@@ -589,6 +589,31 @@ def test_beyond_the_copies_the_lot_leaves_one_of_a_pair_as_often_as_any_other_im
     alone = pruner.kept[WRONG : -2 * PAIRS]
     # What is left of the share falls on single images and on the one of each pair that stays, by the same lot.
     assert abs((stayed == 0).mean() - (~alone).mean()) < 3 * np.sqrt(0.25 / PAIRS)
+
+
+def test_a_mild_suspect_goes_before_a_copy_and_a_copy_before_a_lot() -> None:
+    pruner = Pruner(4, CHANNELS, 16, Settings(**PruneConfig().model_dump()), judge=Known(n=4), readings=READINGS)
+    wrong = np.array([np.log(2) + 0.01, 0.01, 0.01, np.nan])
+    pruner._uniform[:] = 0.3, 0.3, 0.95, 0.3
+    pressures = pruner._pressure(wrong, np.array([0.0, 0.97, 0.0, 0.0]))
+    assert pressures[0] > pressures[1] > pressures[2] > 1 - SPREAD * 0.05
+    assert np.isnan(pressures[3])
+
+
+def test_redundancy_beyond_two_puts_a_copy_beside_a_suspect_of_so_many_nats() -> None:
+    settings = Settings(**PruneConfig(redundancy=4.0).model_dump())
+    pruner = Pruner(3, CHANNELS, 16, settings, judge=Known(n=3), readings=READINGS)
+    pruner._uniform[:] = 0.0  # what has no copy would go last of all
+    wrong = np.array([1.9, 0.0, 2.1])
+    low, copy, high = pruner._pressure(wrong, np.array([0.0, 1.0, 0.0]))
+    assert low < copy < high
+
+
+def test_where_the_share_has_no_room_for_all_copies_nothing_else_goes_by_lot() -> None:
+    pruner, stayed = copies_kept((WRONG + PAIRS // 2) / MANY)
+    assert not pruner.kept[:WRONG].any()
+    assert stayed.min() == 1
+    assert (stayed == 1).sum() >= PAIRS // 2 - 1
 
 
 def test_without_weight_copies_go_by_lot() -> None:

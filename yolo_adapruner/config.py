@@ -96,8 +96,8 @@ class PruneConfig(BaseModel):
     redundancy: float = Field(
         2.0,
         ge=0,
-        description="Nats that a copy of an image that stays is judged harder by; 2 puts it beside a label that is "
-        "wrong with P = 0.86, 20 before all labels. 0 compares no images with each other.",
+        description="How much it counts that an image shows what one that stays shows: 2 puts copies right behind the "
+        "suspects, 4 beside a label that is wrong with P = 0.86, 20 before all labels. 0 compares no images.",
     )
     rest: Literal["draw", "rank"] = Field(
         "draw",

@@ -50,6 +50,8 @@ EVEN = math.log(2)
 """-log P(the labels are right), nats, of a sample whose labels are as likely wrong as right."""
 SPREAD = 10.0
 """Pressure between the highest lot and the lowest: enough for weights near 0 and 1 to both sides of the cut."""
+BEHIND_SUSPECTS = 2.0
+"""`redundancy` up to which, where lots are drawn, copies go behind all suspects; what is beyond it counts in nats."""
 SHARPNESS = 1
 """How steeply a lot rises with doubt about the labels, see `draw_lots`.
 
@@ -415,15 +417,15 @@ class Pruner:
         suspected = self.suspicion.signal
         self.signal = self._surprise_so_far() if suspected is None else suspected
         wrong = None if self._uniform is None else self.suspicion.wrong
-        redundant = self._redundant(wrong)
-        f = self._pressure(wrong, redundant)
+        taken = self._redundant(wrong)
+        f = self._pressure(wrong, taken)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         neutral = self._neutral(f) if NEUTRAL in self.settings.terms else math.nan
         if math.isnan(neutral):
             neutral = 0.0
         elif wrong is not None:
-            self._spare(f, neutral, wrong, redundant)
+            self._spare(f, neutral, wrong, taken)
         f[np.isnan(f)] = neutral
         if self.constraints.required is not None:
             f[self.constraints.required] = np.nan
@@ -448,48 +450,52 @@ class Pruner:
         self.state = state
         self.checked[evidence > 0] = state.epoch
         # at ten million samples room for the cut
-        del readings, channels, rehearsed, judgement, evidence, standing, wrong, redundant, f
+        del readings, channels, rehearsed, judgement, evidence, standing, wrong, taken, f
         self._look_ahead()
         if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
 
     def _pressure(
-        self, wrong: NDArray[np.float64] | None, redundant: NDArray[np.float64] | float = 0.0
+        self, wrong: NDArray[np.float64] | None, taken: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.float64]:
         """What the objective weighs each sample by besides the compression term, (N,), NaN where nothing is known.
 
         Args:
             wrong: `suspicion.wrong`, (N,) nats; None where no lots are drawn.
-            redundant: what each is judged harder by, (N,) nats >= 0. So much of a lot as e to the minus that is left.
+            taken: how much of each is there already, (N,) in [0, 1].
         """
         lots = None if wrong is None else self._lots(wrong)
         if wrong is None or lots is None:
+            redundant = self.settings.redundancy * taken
             return pressure(sample_loss(self.signal + redundant, self.settings.tau), **self._terms)
-        return self._against(wrong, redundant) - np.where(np.isnan(lots), 0.0, SPREAD * (1 - lots) * np.exp(-redundant))
+        # Up to even odds the signal says how hard a sample is, not that it is wrong: there all weigh 1, less their lot.
+        # That another one shows the same raises the lot, so that copies come behind the suspects; what the term is
+        # stronger than `BEHIND_SUSPECTS` puts them before the milder of these.
+        harder = max(self.settings.redundancy - BEHIND_SUSPECTS, 0.0)
+        nats = np.maximum(wrong + harder * np.asarray(taken), EVEN)
+        lots = np.where(wrong <= EVEN, lots ** self._alone(taken), 1)
+        return pressure(nats / EVEN, **self._terms) - SPREAD * (1 - lots)
 
-    def _against(self, wrong: NDArray[np.float64], redundant: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """What speaks against each sample, (N,): `_pressure` without the lot.
-
-        Up to even odds the signal says how hard a sample is, not that it is wrong: there all weigh 1.
-        """
-        return pressure((np.maximum(wrong, EVEN) + redundant) / EVEN, **self._terms)
+    def _alone(self, taken: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """What the exponent of each sample's lot shrinks to for being there already, (N,) in [0, 1]."""
+        return np.asarray((1 - np.asarray(taken)) ** self.settings.redundancy)
 
     def _spare(
         self,
         f: NDArray[np.float64],
         neutral: float,
         wrong: NDArray[np.float64],
-        redundant: NDArray[np.float64] | float,
+        taken: NDArray[np.float64] | float,
     ) -> None:
         """Put the samples that the lot spares in the order of their doubt, in place.
 
         A lot says who goes. Of those that stay it says nothing, and there the likelier wrong one is to weigh less.
         """
-        more = np.broadcast_to(redundant, self.n)
+        alone = np.broadcast_to(self._alone(taken), self.n)
+        even = float(pressure(np.ones(1), **self._terms)[0])
         for begin in range(0, self.n, _CHUNK):
             part = slice(begin, begin + _CHUNK)
-            depth = SPREAD * (1 - near_even(wrong[part])) * np.exp(-more[part])
-            by_doubt = self._against(wrong[part], more[part]) - depth
+            by_doubt = even - SPREAD * (1 - near_even(wrong[part])) * alone[part]
             np.copyto(f[part], np.minimum(by_doubt, neutral), where=(f[part] < neutral) & (wrong[part] <= EVEN))
 
     @property
@@ -530,7 +536,7 @@ class Pruner:
         self._same = self._same + 1 if alike else 0
 
     def _redundant(self, wrong: NDArray[np.float64] | None) -> NDArray[np.float64] | float:
-        """What each sample is judged harder by for being there already, (N,) nats, or 0 for all."""
+        """How much of each sample is there already, (N,) in [0, 1], or 0 for all."""
         if self.appearance is None:
             return 0.0
         own = self._pressure(wrong)
@@ -542,9 +548,8 @@ class Pruner:
             # and then all that the share does not reach once the copies are gone.
             stays[wrong <= EVEN] = 1
             taken, _ = self.redundancy.account(graph, own, stays)
-            all_told = self._pressure(wrong, self.settings.redundancy * taken)
-            stays = self._weights_at(self._neutral(all_told), own)
-        return self.settings.redundancy * self.redundancy.step(graph, own, stays, self.appearance.known)
+            stays = self._weights_at(self._neutral(self._pressure(wrong, taken)), own)
+        return self.redundancy.step(graph, own, stays, self.appearance.known)
 
     def _neutral(self, f: NDArray[np.float64]) -> float:
         """The pressure that divides the share to go from the rest, NaN where none is known."""
