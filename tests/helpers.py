@@ -33,19 +33,6 @@ ARCHITECTURE = {
 """A detector of 0.3 M parameters: a step at 64 px takes an eighth of yolov3-tiny's."""
 
 NAMES = ("disc", "square", "cross")
-
-
-def gate_runs(cases: Iterable[Any], *indices: int, ids: Iterable[str] = ()) -> list[Any]:
-    """Return the cases of a table as pytest's parameters, all but those at `indices` marked long."""
-    cases, names = list(cases), list(ids)
-    rows = []
-    for i, case in enumerate(cases):
-        values = case if isinstance(case, tuple) else (case,)
-        name = names[i] if names else None
-        rows.append(pytest.param(*values, id=name, marks=() if i in indices else pytest.mark.long))
-    return rows
-
-
 QUICK: dict[str, Any] = {
     "epochs": 4,
     "imgsz": 64,
@@ -61,6 +48,17 @@ QUICK: dict[str, Any] = {
 """Ultralytics settings of a run in seconds."""
 LENGTHS = {"warmup_max": 0.55, "joint": 0.3}
 """Of the stages of such a run at any share; auto lengths would leave few epochs no warm-up."""
+
+
+def gate_runs(cases: Iterable[Any], *indices: int, ids: Iterable[str] = ()) -> list[Any]:
+    """Return the cases of a table as pytest's parameters, all but those at `indices` marked long."""
+    cases, names = list(cases), list(ids)
+    rows = []
+    for i, case in enumerate(cases):
+        values = case if isinstance(case, tuple) else (case,)
+        name = names[i] if names else None
+        rows.append(pytest.param(*values, id=name, marks=() if i in indices else pytest.mark.long))
+    return rows
 
 
 def picture(size: int, shapes: list[tuple[int, float, float, float]], rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from yolo_adapruner.core.selection import beyond, drop_count, random_kept, ranked, select_kept, unknown_last
+from yolo_adapruner.core.selection import drop_count, in_order, random_kept, select_kept, unknown_last
 
 SHARES = [0.0, 0.01, 0.05, 0.1, 0.15, 0.25, 0.3, 0.35, 0.5, 0.55, 0.8, 0.95]
 
@@ -127,15 +127,13 @@ def test_what_cannot_be_is_refused(scores, prune, words):
 def test_behind_the_learned_share_suspects_and_copies_go_then_the_highest_lots_and_the_unknown_last():
     logits = np.array([-3, -2, -1, 0.1, 0.2, 0.3, 0.4, 0.5, np.nan, 0.6])
     lots = np.array([np.nan, 0.1, 0.9, 0.2, 0.8, np.nan, 0.7, 0.1, np.nan, 0.3])
-    order = ranked(unknown_last(logits))
-    copies, known = np.arange(10) == 7, np.isfinite(logits)
-    assert order.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 8]
-    by_lot = beyond(order, 0.3, lots, copies=copies, known=known)
-    assert by_lot.tolist() == [0, 1, 2, 5, 7, 4, 6, 9, 3, 8]
-    assert beyond(order, 0.3, lots, known=known).tolist() == [0, 1, 2, 5, 4, 6, 9, 3, 7, 8]
+    twin = np.where(np.arange(10) == 7, 3, -1)
+    assert in_order(logits, 0.3, None).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 8]
+    assert in_order(logits, 0.3, lots, twin).tolist() == [0, 1, 2, 5, 7, 4, 6, 9, 3, 8]
+    assert in_order(logits, 0.3, lots).tolist() == [0, 1, 2, 5, 4, 6, 9, 3, 7, 8]
 
 
 @pytest.mark.parametrize("lots", [None, np.full(4, np.nan)])
 def test_where_no_lots_were_drawn_the_order_stays(lots):
-    order = np.array([2, 0, 3, 1])
-    assert beyond(order, 0.25, lots, copies=np.ones(4, bool), known=np.arange(4) > 0).tolist() == order.tolist()
+    scores = np.array([np.nan, 0.3, 0.1, 0.2])
+    assert in_order(scores, 0.25, lots, np.full(4, 1)).tolist() == [2, 3, 1, 0]

@@ -24,7 +24,7 @@ from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.mask import Mask
 from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.schedule import rank_agreement
-from yolo_adapruner.core.selection import beyond, cut, ranked, unknown_last
+from yolo_adapruner.core.selection import cut, in_order
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
 from yolo_adapruner.core.suspicion import Judge, Suspicion, mean_probability
 
@@ -449,9 +449,10 @@ class Pruner:
             self.redundancy.remember()
         self.state = state
         self.checked[evidence > 0] = state.epoch
+        lots = None if wrong is None else self._lots(wrong)
         # at ten million samples room for the cut
         del readings, channels, rehearsed, judgement, evidence, standing, wrong, taken, f
-        self._look_ahead()
+        self._look_ahead(lots)
         if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
 
@@ -520,11 +521,11 @@ class Pruner:
         """The surprise of each sample's mean channels over the joint epochs, (N,)."""
         return surprise(self.moments.mean[:, :-1], self.moments.count[:, :-1] > 0)
 
-    def _look_ahead(self) -> None:
+    def _look_ahead(self, lots: NDArray[np.float64] | None) -> None:
         """Note which samples a cut would drop for sure now, and whether the whole cut is the one of the last epoch."""
         share = self.settings.share
         # Who was never seen is not decided on.
-        order = self._in_order(self._scores())
+        order = self._in_order(self._scores(), lots)
         sure = ~cut(order, SURE * share, self.constraints)
         sure &= self.seen > 0
         self.absent += 1
@@ -573,7 +574,7 @@ class Pruner:
         if self._best_logits is not None:
             self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
-        self.kept = cut(self._in_order(self.mask.logits), share, self.constraints)
+        self.kept = cut(self._in_order(self.mask.logits, self.lots), share, self.constraints)
         self.stage = Stage.FINETUNE
         return self.kept
 
@@ -584,11 +585,9 @@ class Pruner:
         game = ~self.constraints.required
         return game, min(self.settings.share * self.n / max(int(game.sum()), 1), 1.0)
 
-    def _in_order(self, scores: NDArray[np.floating]) -> NDArray[np.int64]:
+    def _in_order(self, scores: NDArray[np.floating], lots: NDArray[np.float64] | None) -> NDArray[np.int64]:
         """The samples in the order in which they go, (N,), by scores that are NaN where there is none."""
-        order = ranked(unknown_last(scores), seed=self.seed)
-        copies, known = self.redundancy.twin >= 0, np.isfinite(scores)
-        return beyond(order, self.settings.share, self.lots, copies=copies, known=known)
+        return in_order(scores, self.settings.share, lots, self.redundancy.twin, seed=self.seed)
 
     def _scores(self) -> NDArray[np.float64]:
         """The logits as they are now, (N,), NaN where nothing of the sample was ever seen."""

@@ -48,34 +48,34 @@ def ranked(scores: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.int64]:
     return by_place[np.argsort(scores[by_place], kind="stable")]
 
 
-def beyond(
-    order: NDArray[np.int64],
+def in_order(
+    scores: NDArray[np.floating],
     prune: float,
     lots: NDArray[np.floating] | None,
+    twin: NDArray[np.integer] | None = None,
     *,
-    copies: NDArray[np.bool_] | None = None,
-    known: NDArray[np.bool_] | None = None,
+    seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Return an order, (N,), in which the samples behind the share `prune` go by lot, the highest first.
+    """Return the samples in the order in which they go, (N,): by score, the lowest first, and by lot beyond `prune`.
 
     A mask says whom its own share takes. Of the others it says who is the more doubtful, and those are the hard ones
     too: they are not the next to go, where a floor holds one back or another share is cut. Suspects, which have no lot,
-    go before that, as they stand in the order, and so do copies; samples of which nothing is known go after all.
+    go before that, as their scores say, and so do copies; samples without a score go after all.
 
     Args:
-        order: samples, those to go first at the front; a permutation of N.
-        prune: the share that the order was learned for, [0, 1).
-        lots: (N,) in [0, 1], NaN for a sample without; None, and NaN for all, leaves the order as it is.
-        copies: (N,), which samples are of others that go later.
-        known: (N,), of which samples anything is known; all if None.
+        scores: (N,) what each is worth keeping, NaN unknown.
+        prune: the share that the scores were learned for, [0, 1).
+        lots: (N,) in [0, 1], the highest first, NaN for a sample without; None, and NaN for all: by score throughout.
+        twin: (N,) the sample that each is a copy of, -1 none; None: there are no copies.
+        seed: decides ties only.
     """
+    order = ranked(unknown_last(scores), seed=seed)
     if lots is None or np.isnan(lots).all():
         return order
     keys = np.where(np.isnan(lots), np.inf, lots)
-    if copies is not None:
-        keys[copies] = np.inf
-    if known is not None:
-        keys[~known] = -np.inf
+    if twin is not None:
+        keys[twin >= 0] = np.inf
+    keys[~np.isfinite(scores)] = -np.inf
     inside, outside = np.split(order, [drop_count(len(order), prune)])
     return np.concatenate([inside, outside[np.argsort(-keys[outside], kind="stable")]])
 

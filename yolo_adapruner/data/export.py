@@ -22,7 +22,7 @@ import yaml
 from numpy.typing import NDArray
 
 from yolo_adapruner.core.floors import Constraints
-from yolo_adapruner.core.selection import beyond, cut, ranked, unknown_last
+from yolo_adapruner.core.selection import cut, in_order
 from yolo_adapruner.data import classfolders, explain, npz, tables
 from yolo_adapruner.data.keep import refuse_too_many
 from yolo_adapruner.data.texts import CHUNK, Texts
@@ -213,9 +213,7 @@ def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
 def _cut(outcome: Outcome, share: float, learned: float, seed: int) -> Outcome:
     """Another share cut from the scores that were learned for one, under the same constraints."""
     columns = outcome.columns
-    twin, known = columns.get("twin"), np.isfinite(columns["logit"])
-    order = ranked(unknown_last(columns["logit"]), seed=seed)
-    order = beyond(order, learned, columns.get("lot"), copies=None if twin is None else twin >= 0, known=known)
+    order = in_order(columns["logit"], learned, columns.get("lot"), columns.get("twin"), seed=seed)
     kept = cut(order, share, outcome.constraints)
     part = replace(outcome, kept=kept)
     return explain.with_reasons(part) if "reason" in outcome.columns else part
