@@ -224,13 +224,20 @@ LISTS = [
 ]
 
 
+def at(folder, name):
+    """What a disk that is full from a file on may stop: the two tables are written side by side."""
+    return [folder / "scores.csv", folder / name] if name == "scores.parquet" else [folder / name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", helpers.gate_runs(LISTS, 0, 3, 6))
 def test_a_disk_that_is_full_when_the_lists_are_first_written(home, disk, capsys, monkeypatch, name):
     before_writing(monkeypatch, name, disk.fill)
     folder = disk.folder / "r"
     line = refused(capsys, *new_run(disk.folder))
-    assert f"Expected room to write the run, but {folder / name}: No space left on device" in line
+    assert any(
+        f"Expected room to write the run, but {file}: No space left on device" in line for file in at(folder, name)
+    )
     disk.empty()
     goes_on(capsys, folder)
 
@@ -243,7 +250,9 @@ def test_a_disk_that_is_full_when_the_lists_are_written_again_at_the_end(home, d
     before_writing(monkeypatch, name, disk.fill, lambda: bool(at_the_end))
     folder = disk.folder / "r"
     line = refused(capsys, *new_run(disk.folder))
-    assert f"Expected room to write the run, but {folder / name}: No space left on device" in line
+    assert any(
+        f"Expected room to write the run, but {file}: No space left on device" in line for file in at(folder, name)
+    )
     is_whole(folder)  # those of the decision
     disk.empty()
     assert main(["export", str(folder)]) == 0

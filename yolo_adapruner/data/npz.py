@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_adapruner.data.texts import Texts
+from yolo_adapruner.data.texts import CHUNK, Texts
 
 _LENGTHS = ".lengths"
 _LIGHTEST = 1
@@ -52,8 +52,8 @@ def column(held: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
         return held[name]
     found = texts(held, name)
     result = np.empty(len(found), object)
-    for at, text in enumerate(found):
-        result[at] = text
+    for begin in range(0, len(found), CHUNK):
+        result[begin : begin + CHUNK] = found[begin : begin + CHUNK]
     return result
 
 

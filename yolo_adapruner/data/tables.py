@@ -7,7 +7,7 @@ of ours, and its OSError is what the caller sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,46 +36,61 @@ def write(
     Raises:
         OSError: it cannot be written.
     """
+    with (
+        replacing(folder / "scores.csv") as csv,
+        csv.open("wb") as text,
+        replacing(folder / "scores.parquet") as parquet,
+        parquet.open("wb") as packed,
+    ):
+        lines = _Told(text, folder / "scores.csv")
+        groups: Any = _Told(packed, folder / "scores.parquet")
 
-    def parts() -> Iterator[pl.DataFrame]:
-        for begin in range(0, max(n, 1), CHUNK):
-            yield rows(slice(begin, begin + CHUNK))
+        def source(
+            with_columns: list[str] | None, predicate: Any, n_rows: int | None, batch_size: int | None
+        ) -> Iterator[pl.DataFrame]:
+            # A sink of the whole table asks for no choice of columns or rows. Making a part takes as long as writing
+            # it, so the text is written where it passes by.
+            if text.tell():  # asked once more
+                text.seek(0)
+                text.truncate()
+            for begin in range(0, max(n, 1), CHUNK):
+                part = rows(slice(begin, begin + CHUNK))
+                own = BytesIO()
+                part.write_csv(own, include_header=not begin)
+                lines.write(own.getbuffer())
+                lines.flush()
+                yield part
 
-    with replacing(folder / "scores.csv") as temporary, temporary.open("wb") as stream:
-        for i, part in enumerate(parts()):
-            text = BytesIO()
-            part.write_csv(text, include_header=i == 0)
-            stream.write(text.getbuffer())
-
-    def source(
-        with_columns: list[str] | None, predicate: Any, n_rows: int | None, batch_size: int | None
-    ) -> Iterator[pl.DataFrame]:
-        return parts()  # a sink of the whole table asks for no choice of columns or rows
-
-    schema = rows(slice(0, 1)).schema
-    with replacing(folder / "scores.parquet") as temporary, temporary.open("wb") as stream:
-        told: Any = _Told(stream)
         try:
-            register_io_source(source, schema=schema).sink_parquet(told, row_group_size=CHUNK)
+            table = register_io_source(source, schema=rows(slice(0, 1)).schema)
+            table.sink_parquet(groups, row_group_size=CHUNK)
         except pl.exceptions.PolarsError:
-            if told.error is None:
-                raise
-            raise told.error from None
+            for stream in (lines, groups):
+                if stream.error is not None:
+                    raise stream.error from None
+            raise
 
 
 class _Told:
     """A stream to write to that remembers why it could not. Has no file number, past which polars would write."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, target: Path) -> None:
+        self._stream, self._target = stream, target
         self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
-        try:
+    def write(self, data: bytes | memoryview) -> int:
+        with self._telling():
             return self._stream.write(data)
-        except OSError as error:
-            self.error = error
-            raise
 
     def flush(self) -> None:
-        self._stream.flush()
+        with self._telling():
+            self._stream.flush()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._target)  # two files are open: it must not name the other
+            self.error = error
+            raise

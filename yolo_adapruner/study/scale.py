@@ -114,6 +114,7 @@ def outcome(n: int) -> export.Outcome:
     names = ("signal", "signal_mean", "signal_spread", *CHANNELS)
     columns |= {name: rng.random(n) for name in names}
     columns |= {"suspicion": rng.normal(-3, 1.5, n), "kind": _KINDS[rng.integers(0, len(_KINDS), n)]}
+    columns["lot"] = np.where(columns["suspicion"] > 0, np.nan, rng.random(n))
     columns |= {"epochs_seen": np.full(n, 9), "seen": 9 * rng.random(n), "boxes": rng.integers(0, 9, n)}
     twin = np.where(np.arange(n) % _EVEN == 1, np.arange(n) - 1, -1)
     columns |= {"similarity": rng.random(n), "twin": twin}
