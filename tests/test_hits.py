@@ -127,6 +127,17 @@ def test_groups_count_what_is_left_of_each():
         truth_of(*["clean", "duplicate"] * 4, groups=groups),
     )
     assert (found["groups"], found["one_kept"], found["none_kept"]) == (3, 1, 1)
+    assert (found["recognised"], found["alike"]) == (None, None)  # images were not compared
+
+
+def test_a_pair_is_recognised_whatever_went_and_what_only_looks_alike_is_counted():
+    # a: 1 is said to be a copy of 0. b: of another group's image. c: nothing is said. 6 only looks like another.
+    groups = {0: "a", 1: "a", 2: "b", 3: "b", 4: "c", 5: "c"}
+    outcome = outcome_of([1] * 7, [1] * 7, twin=[-1, 0, -1, 0, -1, -1, 5], similarity=[1, 1, 0, 1, 0, 1, 1])
+    found = figures(outcome, truth_of(*["clean", "near-duplicate"] * 3, "clean", groups=groups))
+    assert (found["groups"], found["one_kept"], found["recognised"], found["alike"]) == (3, 0, 1, 2)
+    unknown = outcome_of([1] * 7, [1] * 7, twin=[-1] * 7, similarity=[NAN] * 7)
+    assert figures(unknown, truth_of(*["clean", "near-duplicate"] * 3, "clean", groups=groups))["recognised"] is None
 
 
 def test_dropped_images_are_counted_by_what_they_are_and_were_said_to_be():
@@ -235,16 +246,16 @@ def test_a_file_that_is_not_there_holds_nothing(tmp_path):
 
 def test_the_table_has_mean_and_spread_over_seeds_and_passes_over_what_is_not_known():
     lines = [line_of("a", hits=0.25, suspicion=None), line_of("b", hits=0.5, suspicion=None, auroc=None)]
-    copies = {"kind": "duplicate", "groups": 8, "one_kept": 6, "none_kept": 1}
+    copies = {"kind": "duplicate", "groups": 8, "one_kept": 6, "none_kept": 1, "recognised": 8}
     rows = table([*lines, line_of("c", **copies), line_of("d", settings=["epochs=3"], groups=0)]).splitlines()
     assert rows[:5] == [
         "| set | settings | share | planted | seeds | auroc | suspicion | channels | found | hits | faulty |"
-        " validation | one kept | none kept |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.700 | 0.500 | – | 0.400 | 0.750 | 1 |",
+        " validation | one kept | none kept | recognised |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| bccd |  | 0.1 | duplicate | 1 | 0.900 | 0.950 | 0.800 | 0.700 | 0.500 | – | 0.400 | 0.750 | 1 | 1.000 |",
         "| bccd |  | 0.1 | missing | 2 | 0.900 | – | 0.800 (0.800 to 0.800) | 0.700 (0.700 to 0.700) |"
-        " 0.375 (0.250 to 0.500) | – | 0.400 (0.400 to 0.400) | – | – |",
-        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.700 | 0.500 | – | 0.400 | – | – |",
+        " 0.375 (0.250 to 0.500) | – | 0.400 (0.400 to 0.400) | – | – | – |",
+        "| bccd | epochs=3 | 0.1 | missing | 1 | 0.900 | 0.950 | 0.800 | 0.700 | 0.500 | – | 0.400 | – | – | – |",
     ]
 
 
@@ -256,9 +267,9 @@ def test_each_of_several_kinds_has_a_row_below_that_of_all():
     rows = table([line_of("a", kind="mixed", by_kind=kinds), line_of("b", kind="mixed")]).splitlines()[2:5]
     assert rows == [
         "| bccd |  | 0.1 | mixed | 2 | 0.900 (0.900 to 0.900) | 0.950 (0.950 to 0.950) | 0.800 (0.800 to 0.800) |"
-        " 0.700 (0.700 to 0.700) | 0.500 (0.500 to 0.500) | – | 0.400 (0.400 to 0.400) | – | – |",
-        "| bccd |  | 0.1 | mixed: missing | 1 | 0.700 | – | – | 0.000 | – | – | – | – | – |",
-        "| bccd |  | 0.1 | mixed: shifted | 1 | 0.990 | – | – | 0.750 | – | – | – | – | – |",
+        " 0.700 (0.700 to 0.700) | 0.500 (0.500 to 0.500) | – | 0.400 (0.400 to 0.400) | – | – | – |",
+        "| bccd |  | 0.1 | mixed: missing | 1 | 0.700 | – | – | 0.000 | – | – | – | – | – | – |",
+        "| bccd |  | 0.1 | mixed: shifted | 1 | 0.990 | – | – | 0.750 | – | – | – | – | – | – |",
     ]
 
 

@@ -186,7 +186,9 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
       share of the planted that is dropped.
     - by_kind: of several kinds of wrong label each -> how many were planted, and AUROC and found of these alone.
     - named: truth -> the reason and the kind that its dropped images were given -> how many.
-    - groups, one_kept, none_kept: groups of copies, those of which exactly one and none was kept.
+    - groups, one_kept, none_kept: groups of copies, those of which exactly one and none was kept. recognised: those in
+      which an image was said to be a copy of another one of them, whatever went; alike: images that were said to be
+      copies of one they were not planted as. Null where images were not compared.
     """
     known = [truth.get(Path(path).as_posix(), Truth(CLEAN)) for path in outcome.paths]
     kinds = np.array([t.kind for t in known])
@@ -218,7 +220,7 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
     several = [kind for kind in LABEL_KINDS if (kinds == kind).any()]
     if len(several) > 1:
         found["by_kind"] = {kind: {"planted": int((kinds == kind).sum()), **told(kinds == kind)} for kind in several}
-    return {**found, "own": int(wrong.sum()), "named": _named(outcome, kinds), **_groups(outcome.kept, groups)}
+    return {**found, "own": int(wrong.sum()), "named": _named(outcome, kinds), **_groups(outcome, groups)}
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -226,7 +228,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 
     Where several kinds were planted in one set, each has a row of its own below that of all.
     "one kept" is the share of the groups of copies of which exactly one image was kept, "none kept" the number of those
-    that are gone whole.
+    that are gone whole, "recognised" the share of those of which an image was said to be a copy of another.
     """
     rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -235,13 +237,15 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         for kind, own in line.get("by_kind", {}).items():
             rows.setdefault((*key[:-1], f"{line['kind']}: {kind}"), []).append(own)
     columns = ("auroc", "suspicion", "channels", "found", "hits", "faulty", "validation")
-    heads = ("set", "settings", "share", "planted", "seeds", *columns, "one kept", "none kept")
+    heads = ("set", "settings", "share", "planted", "seeds", *columns, "one kept", "none kept", "recognised")
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (data, settings, share, kind), found in sorted(rows.items()):
         entries = [_spread([line.get(name) for line in found]) for name in columns]
         copies = [line for line in found if line.get("groups")]
         entries.append(_spread([line["one_kept"] / line["groups"] for line in copies]))
         entries.append(str(sum(line["none_kept"] for line in copies)) if copies else "–")
+        compared = [line for line in copies if line.get("recognised") is not None]
+        entries.append(_spread([line["recognised"] / line["groups"] for line in compared]))
         text.append(f"| {data} | {settings} | {share:g} | {kind} | {len(found)} | {' | '.join(entries)} |")
     return "\n".join([*text, "", confusion(lines)])
 
@@ -331,10 +335,18 @@ def _named(outcome: Outcome, kinds: NDArray[np.str_]) -> dict[str, dict[str, int
     return {truth: dict(counts) for truth, counts in result.items()}
 
 
-def _groups(kept: NDArray[np.bool_], groups: NDArray[np.str_]) -> dict[str, int]:
-    names = [name for name in np.unique(groups) if name]
-    left = [int(kept[groups == name].sum()) for name in names if (groups == name).sum() > 1]
-    return {"groups": len(left), "one_kept": left.count(1), "none_kept": left.count(0)}
+def _groups(outcome: Outcome, groups: NDArray[np.str_]) -> dict[str, int | None]:
+    members = [np.flatnonzero(groups == name) for name in np.unique(groups) if name]
+    members = [rows for rows in members if len(rows) > 1]
+    left = [int(outcome.kept[rows].sum()) for rows in members]
+    found: dict[str, int | None] = {"groups": len(left), "one_kept": left.count(1), "none_kept": left.count(0)}
+    twin, similarity = outcome.columns.get("twin"), outcome.columns.get("similarity")
+    if twin is None or similarity is None or not np.isfinite(similarity).any():
+        return found | {"recognised": None, "alike": None}
+    said = np.flatnonzero(twin >= 0)
+    alike = (groups[said] == "") | (groups[said] != groups[twin[said]])
+    recognised = sum(bool(np.isin(twin[rows], rows).any()) for rows in members)
+    return found | {"recognised": recognised, "alike": int(alike.sum())}
 
 
 def _spread(values: Sequence[float | None]) -> str:
