@@ -52,6 +52,12 @@ def test_what_is_hardly_alike_is_no_twin() -> None:
     assert twin.tolist() == [-1, -1]
 
 
+def test_many_that_are_somewhat_alike_do_not_make_a_sure_copy() -> None:
+    # Ten images without boxes are .6 alike each; a true pair must go before any of them.
+    taken, _ = overlap(graph_of(*clique(*range(10)), kernel=0.6), np.arange(10.0, 0, -1), np.ones(10))
+    assert taken.tolist() == [0] + [pytest.approx(0.6)] * 9
+
+
 def test_a_pair_is_one_whoever_of_the_two_counts_the_other_as_near() -> None:
     graph = Graph.of(np.array([[1, 2], [0, -1], [-1, -1]]), np.array([[0.8, 0.5], [0.8, 0.9], [0.0, 0.0]]))
     assert [graph.first.tolist(), graph.second.tolist(), graph.kernel.tolist()] == [[0, 0], [1, 2], [0.8, 0.5]]

@@ -1,9 +1,11 @@
-"""What keeping both of a pair costs: the term sum_ij y_i y_j k_ij of the objective, and who of a pair pays it.
+"""What keeping both of a pair costs: the term sum_i y_i max_j y_j k_ij of the objective, and who of a pair pays it.
 
-k_ij in [0, 1] is how likely samples i and j are the same picture. The term's gradient by y_i is sum_j y_j k_ij. Taken
-for all samples at once it is the same for two copies, and both would fall. So it is taken in order (Gauss-Seidel): the
-best-wanted sample decides first, and each later one pays only for those that outrank it and stay. Of any group of
-copies exactly one pays nothing, and of a chain a-b-c, where a and c are not alike, a and c stay.
+k_ij in [0, 1] is how likely samples i and j are the same picture. A sample pays for the one that is most like it, as in
+facility location, and not for the sum over all: many that are somewhat alike, such as scenes without objects, do not
+add up to a copy. Taken for all samples at once the term's gradient is the same for two copies, and both would fall. So
+it is taken in order (Gauss-Seidel): the best-wanted sample decides first, and each later one pays only for those that
+outrank it and stay. Of any group of copies exactly one pays nothing, and of a chain a-b-c, where a and c are not alike,
+a and c stay.
 
 Knows samples by number and no features; where k comes from is `appearance`'s business.
 """
@@ -58,8 +60,8 @@ def overlap(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return how much of each sample is there already, (N,) in [0, 1], and its twin, (N,).
 
-    Sample i's is min(1, sum_j e_j k_ij) over the samples j that outrank it, where e_j = y_j (1 - j's own) says how much
-    of j stays. The twin is the most similar of those that outrank it, -1 where none is likelier than not the same.
+    Sample i's is max_j e_j k_ij over the samples j that outrank it, where e_j = y_j (1 - j's own) says how much of j
+    stays. The twin is the most similar of those that outrank it, -1 where none is likelier than not the same.
 
     Args:
         graph: who is like whom.
@@ -75,7 +77,8 @@ def overlap(
     # A fixed point of the ordered pass, for all samples at once: exact after as many sweeps as the longest descent.
     for _ in range(_SWEEPS):
         stays = weights * (1 - taken)
-        now = np.minimum(np.bincount(below, graph.kernel * stays[above], n), 1)
+        now = np.zeros(n)
+        np.maximum.at(now, below, graph.kernel * stays[above])
         moved, taken = float(np.abs(now - taken).max(initial=0)), now
         if moved < _SETTLED:
             break
