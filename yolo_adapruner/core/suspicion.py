@@ -19,12 +19,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-OFTEN = 1.5
-"""What the mean of several epochs' log odds counts by beside the prior.
-
-The fits are held back by their penalty, and what epochs agree on is surer than their mean. With 1 the share of wrong
-labels comes out too low, with 2 too high (`docs/results/rest.md`).
-"""
 LEFT_OUT = 0.15
 """The part of the samples, the most suspect, that does not teach the probe; nor the judge where rehearsals tell
 nothing."""
@@ -56,6 +50,14 @@ class Judge(Protocol):
     @property
     def worsens(self) -> bool:
         """Whether the fault of a rehearsal makes a wrong label worse; otherwise it may be what is right."""
+
+    @property
+    def often(self) -> float:
+        """What the mean of several epochs' log odds counts by beside the prior, >= 1.
+
+        Fits are held back by their penalty, and what epochs agree on is surer than their mean; how much surer depends
+        on what is read.
+        """
 
     def __call__(
         self,
@@ -206,8 +208,9 @@ class Suspicion:
         The rehearsal has each of its kinds as often as any other, and all of them together as often as right labels. A
         set of one class has one kind fewer.
         """
+        often = 1.0 if self.judge is None else self.judge.often
         means = self._sum[rows] / self._weight[rows, None]
-        return OFTEN * (means[:, :1] + means[:, 1:]) + math.log(self._kinds)
+        return often * (means[:, :1] + means[:, 1:]) + math.log(self._kinds)
 
     @property
     def signal(self) -> NDArray[np.float64] | None:
