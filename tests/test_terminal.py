@@ -64,13 +64,14 @@ def test_a_terminal_gets_the_same_figures_and_names_as_they_are(result, capsys, 
 
 def test_no_name_stands_before_two_lines_and_none_is_said_twice(result, monkeypatch):
     monkeypatch.setattr(
-        summary, "planted", lambda *_: Planted({"boxes": 3, "clean": 17}, {"boxes": 5, "clean": 35}, 0.9)
+        summary, "planted", lambda *_: Planted({"boxes": 3, "clean": 17}, {"boxes": 5, "clean": 35}, 0.9, (4, 3))
     )
     lines = summary.run_lines(result)
     names = [name for name, _ in lines if name]
     assert len(names) == len(set(names))
     assert not [line for line in lines if line[0] and line[1].startswith(line[0])]
     assert ("planted", "noise among the dropped: 3 of 20 (15%)") in lines
+    assert ("", "of 4 pairs of near-duplicates 3 lost one image") in lines
     assert names[:4] == ["images", "reasons", "drift", "planted"]
 
 

@@ -544,15 +544,30 @@ def load_truth(root: str | Path) -> dict[str, str]:
     Returns:
         Absolute image path with forward slashes → kind (one of `KINDS`); {} where there is no truth.csv.
     """
+    return {path: row["kind"] for path, row in _truth(root)}
+
+
+def load_groups(root: str | Path) -> dict[str, str]:
+    """Read which images are near-duplicates of each other.
+
+    Returns:
+        Absolute image path with forward slashes → name of its group, of those that are in one; {} where there is no
+        truth.csv, or one that says nothing of groups.
+    """
+    return {path: row["group"] for path, row in _truth(root) if row.get("group")}
+
+
+def _truth(root: str | Path) -> list[tuple[str, dict[str, str]]]:
+    """The rows of truth.csv by absolute path; none where there is no such file."""
     root = Path(root).resolve()
     file = root / "truth.csv"
     if not file.is_file():
-        return {}
+        return []
     with file.open(newline="", encoding="utf-8") as lines:
         rows = csv.DictReader(lines)
         if not {"path", "kind"} <= set(rows.fieldnames or ()):
             raise DataError(f"expected the columns path and kind in {file} but got {rows.fieldnames}; build it again")
-        return {(root / row["path"]).as_posix(): row["kind"] for row in rows}
+        return [((root / row["path"]).as_posix(), row) for row in rows]
 
 
 def digest(root: str | Path) -> str:

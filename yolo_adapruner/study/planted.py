@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.core.signal import channel_surprise
-from yolo_adapruner.data.digits import FAULTS, build, load_truth
+from yolo_adapruner.data.digits import FAULTS, build, load_groups, load_truth
 from yolo_adapruner.data.export import Outcome, read
 from yolo_adapruner.study.command import one_line
 
@@ -36,11 +36,14 @@ class Planted:
         dropped, total: kind -> images; the kinds are those of the truth file.
         auroc: of the logit for "this image's labels are wrong", over the images that have one, [0, 1]; NaN where all or
             none are.
+        pairs: planted groups of near-duplicates, and those of which exactly one image is kept. Either of a pair may
+            go, and the original counts as clean by its kind.
     """
 
     dropped: dict[str, int]
     total: dict[str, int]
     auroc: float
+    pairs: tuple[int, int] = (0, 0)
 
     @property
     def noise_share(self) -> float:
@@ -55,13 +58,18 @@ def planted(outcome: Outcome, root: str | Path) -> Planted | None:
     if not truth:
         return None
     kinds = np.array([truth.get(Path(path).as_posix(), "clean") for path in outcome.paths])
+    groups = load_groups(root)
     wrong = np.isin(kinds, FAULTS)
     logits = outcome.columns["logit"]
     judged = np.isfinite(logits)
+    of = np.array([groups.get(Path(path).as_posix(), "") for path in outcome.paths])
+    members = [outcome.kept[of == name] for name in np.unique(of) if name]
+    members = [kept for kept in members if len(kept) > 1]
     return Planted(
         dropped=dict(Counter(kinds[~outcome.kept].tolist())),
         total=dict(Counter(kinds.tolist())),
         auroc=auroc(-logits[judged], wrong[judged]),
+        pairs=(len(members), sum(int(kept.sum()) == 1 for kept in members)),
     )
 
 
@@ -114,20 +122,22 @@ def table(rows: Sequence[tuple[int, Planted, dict[str, Any]]], facts: str) -> st
     """Return the table in Markdown: a row a seed (seed, what was found, the run's manifest), and the mean."""
     kinds = [k for k in (*FAULTS, "duplicate", "empty", "clean") if any(k in row[1].total for row in rows)]
     lines = [
-        f"| seed | noise among the dropped | AUROC | {' | '.join(kinds)} | validation mAP50-95 | minutes |",
-        "|" + "---|" * (len(kinds) + 5),
+        f"| seed | noise among the dropped | AUROC | {' | '.join(kinds)} | pairs, one kept | validation mAP50-95 "
+        "| minutes |",
+        "|" + "---|" * (len(kinds) + 6),
     ]
     for seed, found, manifest in rows:
         cells = [f"{found.dropped.get(k, 0)} of {found.total.get(k, 0)}" for k in kinds]
         lines.append(
             f"| {seed} | {found.noise_share:.1%} | {found.auroc:.3f} | {' | '.join(cells)} "
+            f"| {found.pairs[1]} of {found.pairs[0]} "
             f"| {100 * manifest['best_validation']['metrics/mAP50-95(B)']:.1f} | {manifest['seconds'] / 60:.1f} |"
         )
     shares = [row[1].noise_share for row in rows]
     spread = f" ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
     mean_auroc = statistics.fmean(row[1].auroc for row in rows)
     lines += [
-        f"| mean | {100 * statistics.fmean(shares):.1f}{spread} % | {mean_auroc:.3f} |" + " |" * (len(kinds) + 2),
+        f"| mean | {100 * statistics.fmean(shares):.1f}{spread} % | {mean_auroc:.3f} |" + " |" * (len(kinds) + 3),
         "",
         f"Dropped of planted, by kind. {facts}",
     ]

@@ -89,7 +89,9 @@ def planted_lines(result: RunResult) -> list[tuple[str, str]]:
     dropped = int((~outcome.kept).sum())
     noise = sum(found.dropped.get(kind, 0) for kind in FAULTS)
     listed = ", ".join(f"{kind} {found.dropped.get(kind, 0)} of {n}" for kind, n in sorted(found.total.items()))
-    return [
+    lines = [
         ("planted", f"noise among the dropped: {noise} of {dropped} ({noise / dropped:.0%})"),
         ("", f"dropped by kind: {listed}"),
     ]
+    pairs, one = found.pairs
+    return [*lines, ("", f"of {pairs} pairs of near-duplicates {one} lost one image")] if pairs else lines
