@@ -33,7 +33,7 @@ from yolo_adapruner.data.export import MANIFEST, Outcome, read
 from yolo_adapruner.errors import ConfigError, DataError
 from yolo_adapruner.study.command import one_line
 from yolo_adapruner.study.planted import auroc
-from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, KINDS, LABEL_KINDS, Truth, load_truth
+from yolo_adapruner.study.truth import CLEAN, COPY_KINDS, KINDS, LABEL_KINDS, Truth, load_truth, members
 
 RECIPE: dict[str, Any] = {
     "model": "yolo11n.yaml",
@@ -336,16 +336,15 @@ def _named(outcome: Outcome, kinds: NDArray[np.str_]) -> dict[str, dict[str, int
 
 
 def _groups(outcome: Outcome, groups: NDArray[np.str_]) -> dict[str, int | None]:
-    members = [np.flatnonzero(groups == name) for name in np.unique(groups) if name]
-    members = [rows for rows in members if len(rows) > 1]
-    left = [int(outcome.kept[rows].sum()) for rows in members]
+    copies = members(groups)
+    left = [int(outcome.kept[rows].sum()) for rows in copies]
     found: dict[str, int | None] = {"groups": len(left), "one_kept": left.count(1), "none_kept": left.count(0)}
     twin, similarity = outcome.columns.get("twin"), outcome.columns.get("similarity")
     if twin is None or similarity is None or not np.isfinite(similarity).any():
         return found | {"recognised": None, "alike": None}
     said = np.flatnonzero(twin >= 0)
     alike = (groups[said] == "") | (groups[said] != groups[twin[said]])
-    recognised = sum(bool(np.isin(twin[rows], rows).any()) for rows in members)
+    recognised = sum(bool(np.isin(twin[rows], rows).any()) for rows in copies)
     return found | {"recognised": recognised, "alike": int(alike.sum())}
 
 

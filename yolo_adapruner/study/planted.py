@@ -26,6 +26,7 @@ from yolo_adapruner.core.signal import channel_surprise
 from yolo_adapruner.data.digits import FAULTS, build, load_groups, load_truth
 from yolo_adapruner.data.export import Outcome, read
 from yolo_adapruner.study.command import one_line
+from yolo_adapruner.study.truth import members
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,12 @@ def planted(outcome: Outcome, root: str | Path) -> Planted | None:
     logits = outcome.columns["logit"]
     judged = np.isfinite(logits)
     of = np.array([groups.get(Path(path).as_posix(), "") for path in outcome.paths])
-    members = [outcome.kept[of == name] for name in np.unique(of) if name]
-    members = [kept for kept in members if len(kept) > 1]
+    pairs = members(of)
     return Planted(
         dropped=dict(Counter(kinds[~outcome.kept].tolist())),
         total=dict(Counter(kinds.tolist())),
         auroc=auroc(-logits[judged], wrong[judged]),
-        pairs=(len(members), sum(int(kept.sum()) == 1 for kept in members)),
+        pairs=(len(pairs), sum(int(outcome.kept[rows].sum()) == 1 for rows in pairs)),
     )
 
 

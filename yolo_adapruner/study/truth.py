@@ -7,6 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from yolo_adapruner.errors import DataError
 
 LABEL_KINDS = ("shifted", "swapped", "missing", "spurious", "shuffled")
@@ -61,3 +64,9 @@ def load_truth(root: str | Path) -> dict[str, Truth]:
         }
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"Expected the truth of a planted set, but {file} cannot be read as one: {error}.") from None
+
+
+def members(groups: NDArray[np.str_]) -> list[NDArray[np.int64]]:
+    """Return the rows of each group of copies, one that has lost all but one member left out; "" is no group."""
+    rows = [np.flatnonzero(groups == name) for name in np.unique(groups) if name]
+    return [own for own in rows if len(own) > 1]
