@@ -248,7 +248,7 @@ def test_even_odds_are_those_that_the_shares_put_there(often) -> None:
     assert np.isnan(told.posterior[4])
     np.testing.assert_allclose(told.wrong, softplus(told.posterior))
     assert mean_probability(told.posterior) == pytest.approx(told.share, abs=1e-4)
-    assert told.share == pytest.approx(0.25, abs=0.02)
+    assert told.share == pytest.approx(0.25, abs=0.02 if often < 1.5 else 0.01)  # the least sure is the least near
 
 
 def test_a_kind_that_is_not_rehearsed_makes_the_others_no_rarer() -> None:

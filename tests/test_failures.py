@@ -224,9 +224,11 @@ LISTS = [
 ]
 
 
-def at(folder, name):
-    """What a disk that is full from a file on may stop: the two tables are written side by side."""
-    return [folder / "scores.csv", folder / name] if name == "scores.parquet" else [folder / name]
+def is_said(line, folder, name):
+    """Whether a line says which file a disk that is full from one on has stopped: both tables are written together."""
+    names = ["scores.csv", name] if name == "scores.parquet" else [name]
+    room = "Expected room to write the run, but"
+    return any(f"{room} {folder / file}: No space left on device" in line for file in names)
 
 
 @pytest.mark.slow
@@ -235,9 +237,7 @@ def test_a_disk_that_is_full_when_the_lists_are_first_written(home, disk, capsys
     before_writing(monkeypatch, name, disk.fill)
     folder = disk.folder / "r"
     line = refused(capsys, *new_run(disk.folder))
-    assert any(
-        f"Expected room to write the run, but {file}: No space left on device" in line for file in at(folder, name)
-    )
+    assert is_said(line, folder, name)
     disk.empty()
     goes_on(capsys, folder)
 
@@ -250,9 +250,7 @@ def test_a_disk_that_is_full_when_the_lists_are_written_again_at_the_end(home, d
     before_writing(monkeypatch, name, disk.fill, lambda: bool(at_the_end))
     folder = disk.folder / "r"
     line = refused(capsys, *new_run(disk.folder))
-    assert any(
-        f"Expected room to write the run, but {file}: No space left on device" in line for file in at(folder, name)
-    )
+    assert is_said(line, folder, name)
     is_whole(folder)  # those of the decision
     disk.empty()
     assert main(["export", str(folder)]) == 0

@@ -11,9 +11,9 @@ KINDS = ["boxes", "clean", "duplicate", "clean", "duplicate", "clean", "clean"]
 GROUPS = ["", "a", "a", "b", "b", "c", ""]
 
 
-def write_truth(root, columns="path,split,kind,group"):
+def write_truth(root):
     lines = [f"images/{i}.png,train,{kind},{group}" for i, (kind, group) in enumerate(zip(KINDS, GROUPS, strict=True))]
-    (root / "truth.csv").write_text("\n".join([columns, *lines]) + "\n")
+    (root / "truth.csv").write_text("\n".join(["path,split,kind,group", *lines]) + "\n")
 
 
 def outcome_of(root, kept, logit):
