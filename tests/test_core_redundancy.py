@@ -30,31 +30,52 @@ GROUPS = [
 
 @pytest.mark.parametrize(("name", "pairs", "wanted", "there"), GROUPS, ids=[g[0] for g in GROUPS])
 def test_of_copies_one_stays(name, pairs, wanted, there) -> None:
-    taken, twin = overlap(graph_of(*pairs), np.array(wanted, float), np.ones(len(wanted)))
+    taken, twin, _ = overlap(graph_of(*pairs), np.array(wanted, float), np.ones(len(wanted)))
     assert taken.tolist() == there
     assert all(taken[i] == 0 or twin[i] >= 0 for i in range(len(there)))
 
 
 def test_who_is_dropped_for_its_own_sake_takes_nobody_along() -> None:
-    taken, _ = overlap(graph_of((0, 1)), np.array([2.0, 1.0]), np.array([0.0, 1.0]))
+    taken, *_ = overlap(graph_of((0, 1)), np.array([2.0, 1.0]), np.array([0.0, 1.0]))
     assert taken.tolist() == [0, 0]
 
 
 def test_the_twin_is_the_most_similar_that_outranks() -> None:
     graph = Graph(np.array([0, 1, 2]), np.array([3, 3, 3]), np.array([0.6, 0.9, 0.95]))
-    _, twin = overlap(graph, np.array([5.0, 4.0, 1.0, 2.0]), np.ones(4))
+    _, twin, _ = overlap(graph, np.array([5.0, 4.0, 1.0, 2.0]), np.ones(4))
     assert twin.tolist() == [-1, -1, 3, 1]
 
 
 def test_what_is_hardly_alike_is_no_twin() -> None:
-    taken, twin = overlap(graph_of((0, 1), kernel=0.3), np.array([2.0, 1.0]), np.ones(2))
+    taken, twin, certainty = overlap(graph_of((0, 1), kernel=0.3), np.array([2.0, 1.0]), np.ones(2))
     assert taken[1] == pytest.approx(0.3)
     assert twin.tolist() == [-1, -1]
+    assert certainty.tolist() == [0, 0]
+
+
+def test_certainty_tells_one_in_a_thousand_from_one_in_a_million() -> None:
+    odds = np.array([0.0, np.log(1e3), np.log(1e6), 30.0, 60.0])
+    n = len(odds)
+    graph = Graph(np.arange(n), np.arange(n) + n, 1 / (1 + np.exp(-odds)))
+    taken, _, certainty = overlap(graph, np.repeat([1.0, 0.0], n), np.repeat([0.99, 1.0], n))
+    assert taken[n + 3] == pytest.approx(0.99)
+    assert certainty[:n].tolist() == [0] * n
+    np.testing.assert_allclose(certainty[n:], np.minimum(odds / 30, 1), atol=1e-4)
+
+
+def test_where_weights_count_copies_a_copy_of_one_that_stays_is_there_already() -> None:
+    # 0-1-2, 0 and 2 not alike: 1 is half a copy of 0 and stays, so 2 shows nothing that is not there.
+    graph = Graph(np.array([0, 1]), np.array([1, 2]), np.array([0.5, 1.0]))
+    wanted = np.array([3.0, 2.0, 1.0])
+    assert overlap(graph, wanted, np.ones(3)).taken.tolist() == [0, 0.5, 0.5]
+    assert overlap(graph, wanted, np.ones(3), counted=True).taken.tolist() == [0, 0.5, 1]
+    # Where 1 goes it stands in for nothing.
+    assert overlap(graph, wanted, np.array([1.0, 0.0, 1.0]), counted=True).taken.tolist() == [0, 0.5, 0]
 
 
 def test_many_that_are_somewhat_alike_do_not_make_a_sure_copy() -> None:
     # Ten images without boxes are .6 alike each; a true pair must go before any of them.
-    taken, _ = overlap(graph_of(*clique(*range(10)), kernel=0.6), np.arange(10.0, 0, -1), np.ones(10))
+    taken, *_ = overlap(graph_of(*clique(*range(10)), kernel=0.6), np.arange(10.0, 0, -1), np.ones(10))
     assert taken.tolist() == [0] + [pytest.approx(0.6)] * 9
 
 
@@ -72,7 +93,7 @@ def test_of_a_hundred_thousand_in_cliques_each_keeps_one(size) -> None:
     pairs = np.concatenate([groups[:, [a, b]] for a in range(size) for b in range(a + 1, size)])
     graph = Graph(pairs.min(1), pairs.max(1), np.ones(len(pairs)))
     wanted = rng.normal(size=n)
-    taken, _ = overlap(graph, wanted, np.ones(n))
+    taken, *_ = overlap(graph, wanted, np.ones(n))
     stays = groups[taken[groups] == 0]
     assert len(stays) == n // size
     assert np.array_equal(np.sort(stays), np.sort(groups[np.arange(len(groups)), wanted[groups].argmax(1)]))

@@ -563,16 +563,19 @@ class Looks:
     def open_epoch(self) -> None: ...
     def close_epoch(self) -> None: ...
 
+    def __init__(self, kernel: float | np.ndarray = 0.95) -> None:
+        self.kernel = kernel
+
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         neighbours, kernel = np.full((MANY, 1), -1), np.zeros((MANY, 1))
         first = MANY - 2 * PAIRS + np.arange(PAIRS)
-        neighbours[first, 0], kernel[first, 0] = first + PAIRS, 0.95
+        neighbours[first, 0], kernel[first, 0] = first + PAIRS, self.kernel
         return neighbours, kernel
 
 
-def copies_kept(share: float, redundancy: float = 2.0) -> tuple[Pruner, np.ndarray]:
+def copies_kept(share: float, redundancy: float = 2.0, kernel: float | np.ndarray = 0.95) -> tuple[Pruner, np.ndarray]:
     """How many of each pair stay, (PAIRS,), beside WRONG suspects in a set of MANY."""
-    pruner, _ = told({"share": share, "redundancy": redundancy}, looks=Looks())
+    pruner, _ = told({"share": share, "redundancy": redundancy}, looks=Looks(kernel))
     return pruner, pruner.kept[-2 * PAIRS :].reshape(2, PAIRS).sum(0)
 
 
@@ -614,6 +617,13 @@ def test_where_the_share_has_no_room_for_all_copies_nothing_else_goes_by_lot() -
     assert not pruner.kept[:WRONG].any()
     assert stayed.min() == 1
     assert (stayed == 1).sum() >= PAIRS // 2 - 1
+
+
+def test_the_surer_copies_go_first() -> None:
+    sure = np.arange(PAIRS) % 2 == 0
+    _, stayed = copies_kept((WRONG + sure.sum()) / MANY, kernel=np.where(sure, 1 - 1e-9, 0.999))
+    assert (stayed[sure] == 1).mean() >= 0.95
+    assert (stayed[~sure] == 2).mean() >= 0.95
 
 
 def test_without_weight_copies_go_by_lot() -> None:

@@ -52,6 +52,11 @@ SPREAD = 10.0
 """Pressure between the highest lot and the lowest: enough for weights near 0 and 1 to both sides of the cut."""
 BEHIND_SUSPECTS = 2.0
 """`redundancy` up to which, where lots are drawn, copies go behind all suspects; what is beyond it counts in nats."""
+COPIES = 1.0
+"""Pressure from the surest copy down to one that is as likely a picture of its own; the suspects lie above it.
+
+A lot to the power of 1 - r tells copies of r = 0.999 from surer ones by less than a mask remembers of earlier epochs.
+"""
 SHARPNESS = 1
 """How steeply a lot rises with doubt about the labels, see `draw_lots`.
 
@@ -417,15 +422,15 @@ class Pruner:
         suspected = self.suspicion.signal
         self.signal = self._surprise_so_far() if suspected is None else suspected
         wrong = None if self._uniform is None else self.suspicion.wrong
-        taken = self._redundant(wrong)
-        f = self._pressure(wrong, taken)
+        taken, certainty = self._redundant(wrong)
+        f = self._pressure(wrong, taken, certainty)
         # Neutral is the pressure that divides the share to go from the rest: what lies above it is to go. It does not
         # follow the target's ramp, at whose beginning it would be the largest pressure of all and tell nothing apart.
         neutral = self._neutral(f) if NEUTRAL in self.settings.terms else math.nan
         if math.isnan(neutral):
             neutral = 0.0
         elif wrong is not None:
-            self._spare(f, neutral, wrong, taken)
+            self._spare(f, neutral, wrong, taken, certainty)
         f[np.isnan(f)] = neutral
         if self.constraints.required is not None:
             f[self.constraints.required] = np.nan
@@ -451,19 +456,23 @@ class Pruner:
         self.checked[evidence > 0] = state.epoch
         lots = None if wrong is None else self._lots(wrong)
         # at ten million samples room for the cut
-        del readings, channels, rehearsed, judgement, evidence, standing, wrong, taken, f
+        del readings, channels, rehearsed, judgement, evidence, standing, wrong, taken, certainty, f
         self._look_ahead(lots)
         if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
 
     def _pressure(
-        self, wrong: NDArray[np.float64] | None, taken: NDArray[np.float64] | float = 0.0
+        self,
+        wrong: NDArray[np.float64] | None,
+        taken: NDArray[np.float64] | float = 0.0,
+        certainty: NDArray[np.float64] | float = 0.0,
     ) -> NDArray[np.float64]:
         """What the objective weighs each sample by besides the compression term, (N,), NaN where nothing is known.
 
         Args:
             wrong: `suspicion.wrong`, (N,) nats; None where no lots are drawn.
             taken: how much of each is there already, (N,) in [0, 1].
+            certainty: how sure it is that its twin shows the same, (N,) in [0, 1].
         """
         lots = None if wrong is None else self._lots(wrong)
         if wrong is None or lots is None:
@@ -474,8 +483,22 @@ class Pruner:
         # stronger than `BEHIND_SUSPECTS` puts them before the milder of these.
         harder = max(self.settings.redundancy - BEHIND_SUSPECTS, 0.0)
         nats = np.maximum(wrong + harder * np.asarray(taken), EVEN)
-        lots = np.where(wrong <= EVEN, lots ** self._alone(taken), 1)
-        return pressure(nats / EVEN, **self._terms) - SPREAD * (1 - lots)
+        calm = wrong <= EVEN
+        lots = np.where(calm, lots ** self._alone(taken), 1)
+        return (
+            pressure(nats / EVEN, **self._terms)
+            - SPREAD * (1 - lots)
+            + np.where(calm, self._sure(taken, certainty), self._room)
+        )
+
+    @property
+    def _room(self) -> float:
+        """How far the suspects lie above even odds, to leave room for the copies."""
+        return 0.0 if self.appearance is None else COPIES * min(self.settings.redundancy / BEHIND_SUSPECTS, 1.0)
+
+    def _sure(self, taken: NDArray[np.float64] | float, certainty: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """Where in that room each copy lies, (N,): the surer, the higher; 0 where none that stays shows the same."""
+        return np.asarray(self._room * np.maximum(2 * np.asarray(taken) - 1, 0) * certainty)
 
     def _alone(self, taken: NDArray[np.float64] | float) -> NDArray[np.float64]:
         """What the exponent of each sample's lot shrinks to for being there already, (N,) in [0, 1]."""
@@ -487,16 +510,17 @@ class Pruner:
         neutral: float,
         wrong: NDArray[np.float64],
         taken: NDArray[np.float64] | float,
+        certainty: NDArray[np.float64] | float = 0.0,
     ) -> None:
         """Put the samples that the lot spares in the order of their doubt, in place.
 
         A lot says who goes. Of those that stay it says nothing, and there the likelier wrong one is to weigh less.
         """
-        alone = np.broadcast_to(self._alone(taken), self.n)
+        alone, sure = (np.broadcast_to(each, self.n) for each in (self._alone(taken), self._sure(taken, certainty)))
         even = float(pressure(np.ones(1), **self._terms)[0])
         for begin in range(0, self.n, _CHUNK):
             part = slice(begin, begin + _CHUNK)
-            by_doubt = even - SPREAD * (1 - near_even(wrong[part])) * alone[part]
+            by_doubt = even - SPREAD * (1 - near_even(wrong[part])) * alone[part] + sure[part]
             np.copyto(f[part], np.minimum(by_doubt, neutral), where=(f[part] < neutral) & (wrong[part] <= EVEN))
 
     @property
@@ -536,10 +560,12 @@ class Pruner:
         alike = done and before is not None and (before & dropped).sum() >= SAME * dropped.sum()
         self._same = self._same + 1 if alike else 0
 
-    def _redundant(self, wrong: NDArray[np.float64] | None) -> NDArray[np.float64] | float:
-        """How much of each sample is there already, (N,) in [0, 1], or 0 for all."""
+    def _redundant(
+        self, wrong: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.float64] | float, NDArray[np.float64] | float]:
+        """How much of each sample is there already and how surely its twin shows it, (N,) in [0, 1], or 0 for all."""
         if self.appearance is None:
-            return 0.0
+            return 0.0, 0.0
         own = self._pressure(wrong)
         graph = Graph.of(*self.appearance.pairs())
         # What goes for its labels cannot stand in for a copy.
@@ -548,9 +574,11 @@ class Pruner:
             # Nor what the lot takes, but copies go before any lot is drawn: so first all that is no suspect stands in,
             # and then all that the share does not reach once the copies are gone.
             stays[wrong <= EVEN] = 1
-            taken, _ = self.redundancy.account(graph, own, stays)
-            stays = self._weights_at(self._neutral(self._pressure(wrong, taken)), own)
-        return self.redundancy.step(graph, own, stays, self.appearance.known)
+            first = self.redundancy.account(graph, own, stays)
+            f = self._pressure(wrong, first.taken, first.certainty)
+            stays = self._weights_at(self._neutral(f), f)
+        taken = self.redundancy.step(graph, own, stays, self.appearance.known, counted=wrong is not None)
+        return taken, self.redundancy.certainty
 
     def _neutral(self, f: NDArray[np.float64]) -> float:
         """The pressure that divides the share to go from the rest, NaN where none is known."""

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 TWIN = 0.5
 """From this likelihood on, two samples are called the same picture."""
+CERTAIN = 30.0
+"""Log odds, nats, from which on two samples are the same picture as surely as can be told."""
 _SWEEPS = 100
 _SETTLED = 1e-3
 _NEGLIGIBLE = 1e-3
@@ -55,18 +57,34 @@ class Graph:
         return cls(low[once], high[once], values[real][once])
 
 
-def overlap(
-    graph: Graph, wanted: NDArray[np.floating], weights: NDArray[np.floating]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return how much of each sample is there already, (N,) in [0, 1], and its twin, (N,).
+class Overlap(NamedTuple):
+    """What `overlap` says of each sample.
 
-    Sample i's is max_j e_j k_ij over the samples j that outrank it, where e_j = y_j (1 - j's own) says how much of j
-    stays. The twin is the most similar of those that outrank it, -1 where none is likelier than not the same.
+    Attributes:
+        taken: (N,) in [0, 1], how much of it is there already.
+        twin: (N,) the most similar of those that outrank it, -1 where none is likelier than not the same.
+        certainty: (N,) in [0, 1], how sure it is that the twin shows the same: the log odds of that over `CERTAIN`. It
+            tells one in a thousand from one in a million, which `taken` does not. 0 without a twin.
+    """
+
+    taken: NDArray[np.float64]
+    twin: NDArray[np.int64]
+    certainty: NDArray[np.float64]
+
+
+def overlap(
+    graph: Graph, wanted: NDArray[np.floating], weights: NDArray[np.floating], *, counted: bool = False
+) -> Overlap:
+    """Return how much of each sample is there already, and of whom it is a copy.
+
+    Sample i's is max_j e_j k_ij over the samples j that outrank it, where e_j says how much of j stays: y_j (1 - j's
+    own), or y_j itself where that the samples are alike is `counted` in it.
 
     Args:
         graph: who is like whom.
         wanted: (N,) finite, higher outranks lower; ties go to the lower number.
-        weights: (N,) y in [0, 1], what each would weigh if nothing were like it.
+        weights: (N,) y in [0, 1], what each would weigh if nothing were like it, or does weigh, where that is counted.
+        counted: the weights are what comes out with copies counted.
     """
     n = len(wanted)
     rank = np.empty(n, np.int64)
@@ -76,23 +94,23 @@ def overlap(
     taken = np.zeros(n)
     # A fixed point of the ordered pass, for all samples at once: exact after as many sweeps as the longest descent.
     for _ in range(_SWEEPS):
-        stays = weights * (1 - taken)
+        stays = weights if counted else weights * (1 - taken)
         now = np.zeros(n)
         np.maximum.at(now, below, graph.kernel * stays[above])
         moved, taken = float(np.abs(now - taken).max(initial=0)), now
         if moved < _SETTLED:
             break
-    return taken, _twins(n, above, below, graph.kernel)
-
-
-def _twins(
-    n: int, above: NDArray[np.int64], below: NDArray[np.int64], kernel: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    twin = np.full(n, -1, np.int64)
-    alike = np.flatnonzero(kernel >= TWIN)
-    order = alike[np.argsort(kernel[alike], kind="stable")]
+    twin, certainty = np.full(n, -1, np.int64), np.zeros(n)
+    alike = np.flatnonzero(graph.kernel >= TWIN)
+    order = alike[np.argsort(graph.kernel[alike], kind="stable")]
     twin[below[order]] = above[order]  # the last written is the most similar
-    return twin
+    certainty[below[order]] = np.clip(_log_odds(graph.kernel[order]) / CERTAIN, 0, 1)
+    return Overlap(taken, twin, certainty)
+
+
+def _log_odds(likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(likelihood) - np.log1p(-likelihood))
 
 
 def similarity(graph: Graph, known: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -112,12 +130,14 @@ class Redundancy:
     Attributes:
         taken: (N,) in [0, 1], how much of each sample was there already by the last epoch's account.
         twin: (N,) the most similar sample that outranks it, -1 none.
+        certainty: (N,) in [0, 1], how sure it is that the twin shows the same.
         similarity: (N,) k to the nearest other sample, NaN unknown.
     """
 
     def __init__(self, n: int) -> None:
         self.taken: NDArray[np.float64] = np.zeros(n)
         self.twin: NDArray[np.int64] = np.full(n, -1, np.int64)
+        self.certainty: NDArray[np.float64] = np.zeros(n)
         self.similarity: NDArray[np.float64] = np.full(n, np.nan)
         self._remembered: dict[str, NDArray[Any]] | None = None
 
@@ -136,29 +156,37 @@ class Redundancy:
         pressure: NDArray[np.floating],
         weights: NDArray[np.floating],
         known: NDArray[np.bool_],
+        *,
+        counted: bool = False,
     ) -> NDArray[np.float64]:
         """Take an epoch's account, and return how much of each sample is there already, (N,) in [0, 1].
 
         Args:
             graph: who is like whom, as far as known now.
             pressure: (N,) each sample's own, NaN unknown.
-            weights: (N,) y, what each would weigh if nothing were like it.
+            weights: (N,) y, see `overlap`.
             known: (N,) bool, whose neighbours are known.
+            counted: see `overlap`.
         """
-        self.taken, self.twin = self.account(graph, pressure, weights)
+        self.taken, self.twin, self.certainty = self.account(graph, pressure, weights, counted=counted)
         self.similarity = similarity(graph, known)
         return self.taken
 
     def account(
-        self, graph: Graph, pressure: NDArray[np.floating], weights: NDArray[np.floating]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        self,
+        graph: Graph,
+        pressure: NDArray[np.floating],
+        weights: NDArray[np.floating],
+        *,
+        counted: bool = False,
+    ) -> Overlap:
         """Return the `overlap` that `step` would take, without taking it.
 
         Who outranks whom is told by the pressure of the samples' own evidence, so that a copy with a suspect label
         loses to its twin; who has paid before stays behind unless the other's evidence is clearly worse.
         """
         wanted = -np.nan_to_num(pressure, nan=float(np.nanmedian(pressure)) if np.isfinite(pressure).any() else 0.0)
-        return overlap(graph, wanted - _STICKS * self.taken, weights)
+        return overlap(graph, wanted - _STICKS * self.taken, weights, counted=counted)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, as arrays."""
@@ -172,4 +200,4 @@ class Redundancy:
         self._remembered = None if kept is None else {name: np.array(kept[name]) for name in _ACCOUNT}
 
 
-_ACCOUNT = ("taken", "twin", "similarity")
+_ACCOUNT = ("taken", "twin", "certainty", "similarity")
