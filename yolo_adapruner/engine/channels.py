@@ -80,13 +80,14 @@ def _object_channels(seen: Assignment) -> Tensor:
     probability = seen.scores[image, anchor].float()
     labelled = probability.gather(1, seen.gt_labels[image, row].long())[:, 0]
 
-    def by_object(values: Tensor) -> Tensor:
-        return values.new_zeros(batch * padded, *values.shape[1:]).index_add_(0, slot, values)
-
-    anchors = by_object(torch.ones_like(labelled))
-    localisation = by_object(1 - box_iou(seen.boxes[image, anchor], seen.gt_boxes[image, row]).float()) / anchors
-    presence = by_object(-labelled.clamp_min(_EPS).log()) / anchors
-    share = by_object(labelled) / by_object(probability).sum(1).clamp_min(_EPS)
+    iou = box_iou(seen.boxes[image, anchor], seen.gt_boxes[image, row]).float()
+    each = torch.stack((torch.ones_like(labelled), 1 - iou, -labelled.clamp_min(_EPS).log(), labelled), 1)
+    by_anchor = torch.cat((each, probability), 1)
+    # All sums over the anchors of an object at once: where there is a GPU, an operation costs its launch.
+    sums = by_anchor.new_zeros(batch * padded, by_anchor.shape[1]).index_add_(0, slot, by_anchor)
+    anchors = sums[:, 0]
+    localisation, presence = (sums[:, 1:3] / sums[:, :1]).unbind(1)
+    share = sums[:, 3] / sums[:, 4:].sum(1).clamp_min(_EPS)
     classification = -share.clamp_min(_EPS).log()
     values = torch.stack((localisation, classification, presence))
     return torch.where(anchors > 0, values, torch.nan).view(3, batch, padded)
@@ -161,9 +162,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[-1] == _ROTATED:
         a, b = torch.broadcast_tensors(a, b)  # upstream's takes plain rows only
         return probiou(a.reshape(-1, _ROTATED), b.reshape(-1, _ROTATED)).clamp(0, 1).view(a.shape[:-1])
-    corner_low = torch.maximum(a[..., :2], b[..., :2])
-    corner_high = torch.minimum(a[..., 2:], b[..., 2:])
-    shared = (corner_high - corner_low).clamp_min(0).prod(-1)
-    area_a = (a[..., 2:] - a[..., :2]).clamp_min(0).prod(-1)
-    area_b = (b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1)
+    a_low, a_high, b_low, b_high = *a.split(2, -1), *b.split(2, -1)
+    sides = torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)
+    shared, area_a, area_b = (side.clamp_min_(0).prod(-1) for side in (sides, a_high - a_low, b_high - b_low))
     return shared / (area_a + area_b - shared).clamp_min(_EPS)

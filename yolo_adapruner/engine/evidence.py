@@ -26,7 +26,7 @@ def sound(seen: Assignment, loss: Tensor) -> Tensor:
     """
     # A sum over many is finite only if all are: one pass, and no mask of the size of the predictions.
     sums = [values.sum((1, 2), dtype=torch.float32) for values in (seen.scores, seen.boxes)]
-    entries = torch.isfinite(sums[0]) & torch.isfinite(sums[1]) & torch.isfinite(loss.detach().sum())
+    entries = torch.isfinite(sums[0] + sums[1] + loss.detach().sum())
     if seen.owned is None:
         return entries
     unsound = (~entries).float()[None, :, None].expand(seen.owned.anchors.shape)

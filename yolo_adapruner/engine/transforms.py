@@ -172,11 +172,11 @@ class _Format(augment.Format):
         position = np.argmax(row.reshape(-1, 1) == rows, 1)
         params["cls"] = (params["cls"] + self.classes * position.reshape(-1, 1)).astype(np.float32)
         labels = super().apply_instances(labels, params)
-        position = torch.div(labels["cls"], self.classes, rounding_mode="floor")
-        labels["cls"] = labels["cls"] - self.classes * position
+        position, cls = np.divmod(labels["cls"].numpy(), self.classes)
+        labels["cls"] = torch.from_numpy(cls)
         if "sem_masks" in labels:
             labels["sem_masks"] = labels["sem_masks"].remainder(self.classes)
-        labels[KEY] = _finished(trace, rows[position.long().numpy().ravel()])
+        labels[KEY] = _finished(trace, rows[position.astype(np.int64).ravel()])
         return labels
 
 
