@@ -162,7 +162,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[-1] == _ROTATED:
         a, b = torch.broadcast_tensors(a, b)  # upstream's takes plain rows only
         return probiou(a.reshape(-1, _ROTATED), b.reshape(-1, _ROTATED)).clamp(0, 1).view(a.shape[:-1])
-    a_low, a_high, b_low, b_high = *a.split(2, -1), *b.split(2, -1)
+    a_low, a_high, b_low, b_high = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
     sides = torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)
     shared, area_a, area_b = (side.clamp_min_(0).prod(-1) for side in (sides, a_high - a_low, b_high - b_low))
     return shared / (area_a + area_b - shared).clamp_min(_EPS)

@@ -83,6 +83,7 @@ class _Timed(stepcost.Side):
             return
         for owner, names, part in (
             (trainer, ("_accounts",), "mask"),
+            (trainer.held, ("read",), "mask"),
             (trainer._tap, ("assigned", "weigh"), "mask"),
             (trainer._rehearsal, ("spoil", "readings"), "judge"),
             (pruner.suspicion, ("learn",), "judge"),

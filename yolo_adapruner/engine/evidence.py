@@ -6,6 +6,8 @@ it. Knows no mask and no loss.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,27 +24,49 @@ def sound(seen: Assignment, loss: Tensor) -> Tensor:
 
     Args:
         seen: the batch's assignment.
-        loss: the batch's loss; where it is not finite the gradient of every image is lost with it.
+        loss: the batch's loss, or its terms; where it is not finite the gradient of every image is lost with it. Of
+            several batches together (B, 1), what the loss of each entry's batch was.
     """
     # A sum over many is finite only if all are: one pass, and no mask of the size of the predictions.
     sums = [values.sum((1, 2), dtype=torch.float32) for values in (seen.scores, seen.boxes)]
-    entries = torch.isfinite(sums[0] + sums[1] + loss.detach().sum())
+    entries = torch.isfinite(sums[0] + sums[1] + loss.detach().sum(-1))
     if seen.owned is None:
         return entries
     unsound = (~entries).float()[None, :, None].expand(seen.owned.anchors.shape)
     return unsound.new_zeros(seen.owned.count).index_add_(0, seen.owned.anchors.flatten(), unsound.flatten()) == 0
 
 
+@dataclass
+class Later:
+    """The readings of a batch, that may be taken after others have come; `values` is (R, C), None until then."""
+
+    values: Tensor | None = None
+
+
 class Evidence:
     """The readings of one epoch, batch by batch in their order."""
 
     def __init__(self) -> None:
-        self._settled: list[tuple[NDArray[np.integer], Tensor, NDArray[np.floating]]] = []
-        self._waiting: list[tuple[NDArray[np.integer], Tensor, NDArray[np.floating]]] = []
+        self._settled: list[_Noted] = []
+        self._waiting: list[_Noted] = []
 
-    def add(self, ids: NDArray[np.integer], readings: Tensor, views: NDArray[np.floating]) -> None:
-        """Note a batch: ids (R,), readings (R, C) on any device, NaN where there is none; views (R,)."""
-        self._waiting.append((ids, readings, views))
+    def add(
+        self,
+        ids: NDArray[np.integer],
+        readings: Tensor | Later,
+        views: NDArray[np.floating],
+        *,
+        where: Tensor | Later | None = None,
+    ) -> None:
+        """Note a batch.
+
+        Args:
+            ids: (R,).
+            readings: (R, C) on any device, NaN where there is none; they need not be there before `collect`.
+            views: (R,).
+            where: other readings of the batch, without any of which an image has none of these either.
+        """
+        self._waiting.append((ids, readings, views, where))
 
     def settle(self, taken: bool) -> None:
         """End an optimizer step: the batches since the last one count if it was taken, and are forgotten if not."""
@@ -58,5 +82,18 @@ class Evidence:
         self.settle(taken=True)
         if not self._settled:
             return None
-        ids, readings, views = zip(*self._settled, strict=True)
-        return np.concatenate(ids), torch.cat(readings).float().cpu().numpy(), np.concatenate(views)
+        ids, readings, views, where = zip(*self._settled, strict=True)
+        found = torch.cat([_values(each) for each in readings])
+        if any(each is not None for each in where):
+            unread = torch.cat([_values(each).isnan().all(1, keepdim=True) for each in where])
+            found = found.masked_fill(unread, torch.nan)
+        return np.concatenate(ids), found.float().cpu().numpy(), np.concatenate(views)
+
+
+_Noted = tuple[NDArray[np.integer], Tensor | Later, NDArray[np.floating], Tensor | Later | None]
+
+
+def _values(readings: Tensor | Later) -> Tensor:
+    values = readings.values if isinstance(readings, Later) else readings
+    assert isinstance(values, Tensor), "collected before it was read"
+    return values

@@ -32,6 +32,7 @@ class Assignment:
         foreground: anchors that answer for a labelled box, (B, A) bool.
         gt_index: the row of `gt_boxes` each anchor answers for, (B, A); meaningless outside `foreground`.
         owned: who owns labels and anchors where the images are mixed; None where each entry is one image's alone.
+        centres: of the anchors, (A, 2) x y in input pixels; None where nobody will ask again.
     """
 
     scores: Tensor
@@ -42,6 +43,7 @@ class Assignment:
     foreground: Tensor
     gt_index: Tensor
     owned: Owned | None = None
+    centres: Tensor | None = None
 
 
 class LossTap:
@@ -68,7 +70,6 @@ class LossTap:
         self.watching = False
         self.assignment: Assignment | None = None
         self.anchor_weights: Tensor | None = None
-        self._anchors: Tensor | None = None
         # End-to-end models mix two heads by a share that drifts over the epochs. One head only is judged, the
         # one-to-many one, which every other family has as well, so that the drift cannot move a judgement.
         for i, head in enumerate(_heads(criterion)):
@@ -84,27 +85,35 @@ class LossTap:
         """Whether the judged head's assigner looks at classes and upright boxes alone, so that others can be asked."""
         return type(self._assigner).__name__ == "TaskAlignedAssigner"  # a subclass asks for masks, keypoints or angles
 
-    def again(self, gt_labels: Tensor, gt_boxes: Tensor, gt_valid: Tensor, owners: Tensor) -> Assignment:
-        """Return what the assigner answers about other labels of the batch in `assignment`; nothing else changes.
+    def again(
+        self, gt_labels: Tensor, gt_boxes: Tensor, gt_valid: Tensor, owners: Tensor, seen: Assignment | None = None
+    ) -> Assignment:
+        """Return what the assigner answers about other labels of a batch; nothing else changes.
 
         Args:
             gt_labels: classes, (B, M, 1) of any M.
             gt_boxes: (B, M, 4) x1 y1 x2 y2 in input pixels.
             gt_valid: 1 where a row is a label and 0 where it is padding, (B, M, 1).
             owners: owner of each row, (B, M); not looked at where each entry is one image's alone.
+            seen: a batch that was watched before, or several together; None: the one in `assignment`.
 
         Raises:
             RuntimeError: no forward was watched, or the assigner wants to know more (`can_ask_again`).
         """
-        seen = self.assignment
-        if seen is None or not self.can_ask_again:
+        seen = self.assignment if seen is None else seen
+        if seen is None or seen.centres is None or not self.can_ask_again:
             raise RuntimeError("again() without a watched forward of a plain assigner")
         _, _, _, foreground, index = self._assigner(
-            seen.scores, seen.boxes, self._anchors, gt_labels, gt_boxes, gt_valid
+            seen.scores, seen.boxes, seen.centres, gt_labels, gt_boxes, gt_valid
         )
-        owned = None if seen.owned is None else replace(seen.owned, labels=owners)
-        return Assignment(
-            seen.scores, seen.boxes, gt_labels, gt_boxes, gt_valid.bool(), foreground.bool(), index.long(), owned
+        return replace(
+            seen,
+            gt_labels=gt_labels,
+            gt_boxes=gt_boxes,
+            gt_valid=gt_valid.bool(),
+            foreground=foreground.bool(),
+            gt_index=index.long(),
+            owned=None if seen.owned is None else replace(seen.owned, labels=owners),
         )
 
     def clear(self) -> None:
@@ -113,9 +122,8 @@ class LossTap:
         self.owners = None
         self.assignment = None
         self.anchor_weights = None
-        self._anchors = None
 
-    def assigned(self, seen: Assignment, judged: bool, anchors: Tensor) -> None:
+    def assigned(self, seen: Assignment, judged: bool) -> None:
         """Take a head's assignment: what each of its anchors weighs follows from it, and one head's is kept."""
         # One weight an anchor, (B, A) or (B, 1): whoever owns its label, or its place where it has none.
         self.anchor_weights = None
@@ -124,7 +132,7 @@ class LossTap:
         elif self.weights is not None:
             self.anchor_weights = self.weights[:, None]
         if judged and self.watching:
-            self.assignment, self._anchors = seen, anchors
+            self.assignment = seen
 
     def weigh(self, values: Tensor) -> Tensor:
         """Return values of each anchor, (B, A, C), times what the anchor weighs; as they came without weights."""
@@ -219,8 +227,9 @@ class _WatchedAssigner:
                 foreground=foreground,
                 gt_index=gt_index.long(),
                 owned=None if owners is None else owners.locate(anchors, gt_labels.shape[1]),
+                centres=anchors,
             )
-            self.tap.assigned(seen, self.judged, anchors)
+            self.tap.assigned(seen, self.judged)
         return answer
 
     def __getattr__(self, name: str) -> Any:

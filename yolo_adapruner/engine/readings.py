@@ -20,6 +20,9 @@ EXTRA = ("confidence", "class", "iou", "area")
 TOP = 10
 _CANDIDATES = 100
 _SAME = 0.5
+_THINNED = 40
+"""Images whose candidates are thinned at once: the memory for that grows with the square of their number."""
+_FAR = 1e4
 _EPS = 1e-7
 
 
@@ -57,11 +60,14 @@ def predicted(seen: Assignment) -> Predicted:
     second = most.values[..., 1] if classes > 1 else torch.zeros_like(first)
     confidence, anchor = first.topk(min(_CANDIDATES, anchors), 1)
     image = torch.arange(batch, device=scores.device)[:, None].expand_as(anchor)
-    boxes = seen.boxes[image, anchor].float()
-    kept = batched_nms(boxes.flatten(0, 1), confidence.flatten(), image.flatten(), _SAME)
-    distinct = torch.zeros_like(confidence, dtype=torch.bool).flatten()
-    distinct[kept] = True
-    return Predicted(first, second, cls, scores.sum(2), anchor, distinct.view_as(anchor))
+    # torchvision moves each image's boxes beyond the largest of all: one that is not finite would reach the others.
+    boxes = seen.boxes[image, anchor].float().nan_to_num(0.0).clamp(-_FAR, _FAR)
+    distinct = torch.zeros_like(confidence, dtype=torch.bool)
+    for begin in range(0, batch, _THINNED):
+        part = slice(begin, begin + _THINNED)
+        own = (boxes[part].flatten(0, 1), confidence[part].flatten(), image[part].flatten())
+        distinct[part].view(-1)[batched_nms(*own, _SAME)] = True
+    return Predicted(first, second, cls, scores.sum(2), anchor, distinct)
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,8 +24,9 @@ from yolo_adapruner.engine.channels import CHANNELS, detection_channels, mean_by
 from yolo_adapruner.engine.dataset import identity
 from yolo_adapruner.engine.faults import FAULTS, Peers
 from yolo_adapruner.engine.losses import Assignment, LossTap
-from yolo_adapruner.engine.owners import Accounts, Owned
+from yolo_adapruner.engine.owners import Accounts
 from yolo_adapruner.engine.readings import OBJECT, TOP, Predicted, objects, predicted, unlabelled
+from yolo_adapruner.engine.together import by_entry, owners_before, rows_together, together
 
 FEATURES = (
     *CHANNELS,
@@ -146,6 +146,18 @@ class Spoilt:
     owners: Tensor
     carried: Tensor
 
+    @classmethod
+    def together(cls, parts: Sequence[Spoilt]) -> Spoilt:
+        """Return the labels of several batches as those of one, as `together.together` does their assignments."""
+        if len(parts) == 1:
+            return parts[0]
+        classes, boxes, valid, owners = (
+            rows_together([getattr(part, name) for part in parts]) for name in ("classes", "boxes", "valid", "owners")
+        )
+        counts, entries = [len(part.carried) for part in parts], [len(part.owners) for part in parts]
+        before = by_entry(owners_before(counts), entries, owners.device)
+        return cls(classes, boxes, valid, owners + before[:, None], torch.cat([part.carried for part in parts]))
+
 
 class Rehearsal:
     """Spoils batches of labels and reads what the detector then says of them.
@@ -203,24 +215,27 @@ class Rehearsal:
         return _padded(rows, entries, shape, torch.from_numpy(carried))
 
     @torch.no_grad()
-    def readings(self, tap: LossTap, spoilt: Spoilt | None) -> Tensor:
-        """Return the last batch's features and beside them those under spoilt labels, (K, 28).
+    def readings(self, tap: LossTap, spoilt: Spoilt | None, seen: Assignment | None = None) -> Tensor:
+        """Return a batch's features and beside them those under spoilt labels, (K, 28).
 
         NaN in the second half where an owner does not carry its fault, or nothing is spoilt.
 
         Args:
             tap: has watched the batch's forward.
             spoilt: the batch's labels under faults; None where this batch is not rehearsed.
+            seen: a batch watched before, or several together; None: the last one.
         """
-        assert tap.assignment is not None
-        seen, by, device = tap.assignment, predicted(tap.assignment), tap.assignment.scores.device
+        seen = tap.assignment if seen is None else seen
+        assert seen is not None
+        by, device = predicted(seen), seen.scores.device
         if spoilt is None:
             true = features(seen, by)
             return torch.cat((true, torch.full_like(true, torch.nan)), 1)
         asked = (spoilt.classes, spoilt.boxes, spoilt.valid, spoilt.owners)
-        again = tap.again(*(part.to(device, non_blocking=True) for part in asked))
+        classes, boxes, valid, owners = (part.to(device, non_blocking=True) for part in asked)
+        again = tap.again(classes, boxes, valid, owners, seen)
         if device.type != "cpu" or seen.boxes.shape[1] <= _FEW_ANCHORS:
-            true, wrong = features(_beside(seen, again), by.twice()).chunk(2)
+            true, wrong = features(together((seen, again)), by.twice()).chunk(2)
         else:
             true, wrong = features(seen, by), features(again, by)
         untouched = ~spoilt.carried.to(device, non_blocking=True)
@@ -237,35 +252,6 @@ class Rehearsal:
         peers = self.peers.within((float(size[0]), float(size[1])))
         wrong = fault(Labels(labels.classes, (labels.boxes - offset) / scale), rng, peers)
         return None if wrong is None else Labels(wrong.classes, wrong.boxes * scale + offset)
-
-
-def _beside(seen: Assignment, again: Assignment) -> Assignment:
-    """A batch under two sets of labels as one of twice the entries and owners: the true ones, then the others."""
-    rows = max(seen.gt_boxes.shape[1], again.gt_boxes.shape[1])
-
-    def labels(one: Tensor, other: Tensor) -> Tensor:
-        grown = (F.pad(part, (0, 0) * (part.ndim - 2) + (0, rows - part.shape[1])) for part in (one, other))
-        return torch.cat(tuple(grown))
-
-    owned = None
-    if seen.owned is not None and again.owned is not None:
-        count = seen.owned.count
-        owned = Owned(
-            2 * count,
-            labels(seen.owned.labels, again.owned.labels + count),  # rows of padding count for nobody
-            torch.cat((seen.owned.anchors, again.owned.anchors + count), 1),
-            torch.cat((seen.owned.blend, again.owned.blend)),
-        )
-    return Assignment(
-        scores=torch.cat((seen.scores, again.scores)),
-        boxes=torch.cat((seen.boxes, again.boxes)),
-        gt_labels=labels(seen.gt_labels, again.gt_labels),
-        gt_boxes=labels(seen.gt_boxes, again.gt_boxes),
-        gt_valid=labels(seen.gt_valid, again.gt_valid),
-        foreground=torch.cat((seen.foreground, again.foreground)),
-        gt_index=torch.cat((seen.gt_index, again.gt_index)),
-        owned=owned,
-    )
 
 
 def _corners(boxes: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """What the mask costs a training step: Ultralytics' own trainer and ours, step by step in turn, in one process.
 
 All sides run the step of Ultralytics' loop, loader included, on the same machine, threads, seed and recipe. Ours are in
-their joint stage, with weights on. What happens once an epoch is left out. Knows nothing of how the mask works.
+their joint stage, with weights on. What happens once an epoch is left out. Where readings are taken of several steps at
+once (`held`), each of a round's steps bears its part of that. Knows nothing else of how the mask works.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from yolo_adapruner.config import PruneConfig, RunConfig
 from yolo_adapruner.core.pruner import Stage
 from yolo_adapruner.engine import runtime
 from yolo_adapruner.engine.detect import AdaPruneTrainer
+from yolo_adapruner.engine.held import MOST
 from yolo_adapruner.engine.names import ultralytics_args
 from yolo_adapruner.engine.trouble import one_line_errors, quiet
 from yolo_adapruner.errors import ConfigError
@@ -57,8 +59,9 @@ class StepCost:
         stock_ms, masked_ms: median step of either side, milliseconds.
         same_input: both sides were given the same pictures, pixel by pixel, in every step. If not, the ratio compares
             two recipes.
-        stock_operations, masked_operations: tensor operations that compute something in the last step of either side,
-            each a kernel or more where there is a GPU; what small models wait for there is the launching of these.
+        stock_operations, masked_operations: tensor operations that compute something in a step of either side, the
+            mean of 16, batches held as on a GPU; each a kernel or more there, the launching of which is what small
+            models wait for.
     """
 
     ratio: float
@@ -219,6 +222,7 @@ class Side:
     def __init__(self, kind: type[Any], overrides: Mapping[str, Any], clock: str) -> None:
         self.trainer, self._clock = kind(overrides=dict(overrides)), CLOCKS[clock]
         self.picture: torch.Tensor | None = None
+        self._apart = 0.0  # seconds of the steps so far that several of them share
 
     def open(self, state: Any) -> None:
         """Set up, and draw from `state` on."""
@@ -233,14 +237,31 @@ class Side:
         trainer.optimizer.zero_grad()
         self._batches = self._forever()
         self._state = state
+        self.held = getattr(trainer, "held", None)
+        if self.held is not None:
+            self._read, self.held.read = self.held.read, self._timed_read
+
+    def _timed_read(self) -> None:
+        self._wait()
+        began = self._clock()
+        self._read()
+        self._wait()
+        self._apart += self._clock() - began
+
+    def shared(self) -> float:
+        """Read what is held, and return the seconds that reading has taken since this was last asked."""
+        if self.held is not None:
+            self.held.read()
+        seconds, self._apart = self._apart, 0.0
+        return seconds
 
     def _forever(self) -> Iterator[Any]:
         while True:
             yield from self.trainer.train_loader
 
     def step(self) -> float:
-        """Take one step as Ultralytics' loop does, and return its seconds."""
-        trainer = self.trainer
+        """Take one step as Ultralytics' loop does, and return its seconds without those that `shared` tells."""
+        trainer, apart = self.trainer, self._apart
         _set_random_state(self._state)
         self._wait()
         began = self._clock()
@@ -261,7 +282,7 @@ class Side:
         with self.phase("mask"):
             trainer.run_callbacks("on_train_batch_end")
         self._wait()
-        seconds = self._clock() - began
+        seconds = self._clock() - began - (self._apart - apart)
         self._state = random_state()
         self.picture = batch["img"]
         return seconds
@@ -288,6 +309,8 @@ def _measure(sides: Sequence[Side], steps: int, repeats: int) -> list[StepCost]:
     for _ in range(_UNTIMED):
         for side in sides:
             side.step()
+    for side in sides:
+        side.shared()
     seconds: list[list[list[float]]] = [[] for _ in sides]
     same = [True] * len(sides)
     for _ in range(repeats):
@@ -299,11 +322,10 @@ def _measure(sides: Sequence[Side], steps: int, repeats: int) -> list[StepCost]:
             for k in [(first + i) % len(sides) for first in range(len(sides))]:
                 seconds[k][-1].append(sides[k].step())
             same = [known and _equal(sides[0].picture, side.picture) for known, side in zip(same, sides, strict=True)]
-    counts = []
-    for side in sides:
-        with Operations() as operations:
-            side.step()
-        counts.append(operations.count)
+        for side, part in zip(sides, seconds, strict=True):
+            share = side.shared() / steps
+            part[-1] = [own + share for own in part[-1]]
+    counts = [_operations(side) for side in sides]
     return [
         replace(
             summarise(seconds[0], seconds[k], same_input=same[k]),
@@ -312,6 +334,17 @@ def _measure(sides: Sequence[Side], steps: int, repeats: int) -> list[StepCost]:
         )
         for k in range(1, len(sides))
     ]
+
+
+def _operations(side: Side) -> int:
+    """Operations of a step, what several share among them, as on a GPU."""
+    if side.held is not None:
+        side.held.most = MOST
+    with Operations() as operations:
+        for _ in range(MOST):
+            side.step()
+        side.shared()
+    return round(operations.count / MOST)
 
 
 def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

@@ -37,11 +37,12 @@ from yolo_adapruner.engine.attribution import AttributedDataset
 from yolo_adapruner.engine.channels import CHANNELS, detection_channels, fit
 from yolo_adapruner.engine.epochs import RowLoader
 from yolo_adapruner.engine.features import FeatureTap
+from yolo_adapruner.engine.held import MOST, Held
 from yolo_adapruner.engine.judge import FaultJudge
-from yolo_adapruner.engine.losses import LossTap
+from yolo_adapruner.engine.losses import Assignment, LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import Accounts, accounts
-from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, TRIED, Rehearsal
+from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, TRIED, Rehearsal, Spoilt
 from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line, quiet
@@ -71,6 +72,7 @@ class AdaPruneMixin(Resumable):
         plan: what `planner` made, from the start of training on. Where it has `state_dict` and `load_state_dict`, a
             resumed run goes on from those.
         visits: what a plan is told of each image, and how often it was drawn; None in stock training.
+        held: batches whose readings are still to be taken; None in stock training.
 
     What an interrupted run goes on from is `Resumable`'s.
     """
@@ -108,6 +110,7 @@ class AdaPruneMixin(Resumable):
         self.visits: Visits | None = None
         self._tap: Any = None
         self._onlooker: watch.Watch | None = None
+        self.held: Held | None = None
         self._saved_at = -math.inf  # seconds of the clock that only goes forward
         self._since = 0  # images trained on since the last validation
         self._validated: dict[str, float] | None = None  # what that said
@@ -204,6 +207,7 @@ class AdaPruneMixin(Resumable):
             model.criterion = model.init_criterion()
         self._tap = self._tapped(model)
         self.visits = Visits(len(self.paths), len(self.channels))
+        self.held = Held(self._read, 1 if self.device.type == "cpu" else MOST)
         if share or self.prune_config.dynamic:
             self._set_up_pruner(model)
         if self.planner is not None:
@@ -325,6 +329,8 @@ class AdaPruneMixin(Resumable):
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
         self._looks, self._shares = evidence.Evidence(), evidence.Evidence()
         self._batches = 0
+        assert self.held is not None
+        self.held.clear()
         self._tap.clear()  # what a batch that failed has left there
         self._tap.watching = stage is not Stage.FINETUNE or self._reads_on
         if self._features is not None:
@@ -477,8 +483,7 @@ class AdaPruneMixin(Resumable):
             self._evidence.add(self._batch_ids, readings, self._views)
             looks = None if self._features is None else self._features.take(self._tap.owners)
             if looks is not None:
-                unsound = readings.isnan().all(1, keepdim=True)
-                self._looks.add(self._batch_ids, looks.masked_fill(unsound, torch.nan), self._views)
+                self._looks.add(self._batch_ids, looks, self._views, where=readings)
             weights = None if self.plan is None else self._tap.weights
             if (shares := None if weights is None else weights.grad) is not None:
                 # The loss is linear in the weights, so what backward left there is each owner's share of it.
@@ -521,8 +526,10 @@ class AdaPruneMixin(Resumable):
         return metrics, fitness
 
     def _close_epoch(self, pruner: Pruner | None) -> None:
-        seen = self._evidence.collect()
         assert self.visits is not None
+        assert self.held is not None
+        self.held.read()
+        seen = self._evidence.collect()
         self._close_draw(self.visits, seen)
         if pruner is not None:
             self._close_mask(pruner, seen)
@@ -617,21 +624,28 @@ class AdaPruneMixin(Resumable):
         self._numbers = np.array([self._ids[images.identity(f)] for f in dataset.im_files])
         self._extents = images.extents(dataset)
 
-    def _readings(self) -> Tensor | None:
-        """Return what the batch's forward said of its owners, NaN where nothing; None if nobody watched.
+    def _readings(self) -> Tensor | evidence.Later | None:
+        """Return what the batch's forward said of its owners, (K, C) as `_read`, at the end of the epoch at the latest.
+
+        None if nobody watched.
+        """
+        if self._tap.assignment is None or self.held is None:
+            return None
+        return self.held.add(self._tap.assignment, self.loss, self._spoilt)
+
+    def _read(self, seen: Assignment, loss: Tensor, spoilt: Spoilt | None) -> Tensor:
+        """Return what forwards said of their batches' owners, NaN where nothing; see `Held`.
 
         (K, C), and where this epoch rehearses faults (K, 2R): as they are, and under their faults.
         """
-        if self._tap.assignment is None:
-            return None
-        sound = evidence.sound(self._tap.assignment, self.loss)
+        sound = evidence.sound(seen, loss)
         if self.pruner is None or self._rehearsal is None or not self._rehearses:
-            readings = detection_channels(self._tap.assignment)
-        elif self._spoilt is None and self.pruner.stage is Stage.WARMUP:  # nobody will ask for more of these
-            few = detection_channels(self._tap.assignment)
+            readings = detection_channels(seen)
+        elif spoilt is None and self.pruner.stage is Stage.WARMUP:  # nobody will ask for more of these
+            few = detection_channels(seen)
             readings = torch.nn.functional.pad(few, (0, 2 * len(FEATURES) - few.shape[1]), value=torch.nan)
         else:
-            readings = self._rehearsal.readings(self._tap, self._spoilt)
+            readings = self._rehearsal.readings(self._tap, spoilt, seen)
         return readings.masked_fill(~sound[:, None], torch.nan)
 
     def _watched(self, *, error: bool) -> Tensor | None:
