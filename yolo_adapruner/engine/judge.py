@@ -196,7 +196,8 @@ def judge(
         models.append(_model(true, wrong, kinds, rests, seen[teaches[seen]], seen[ready[seen]]))
         own = sample[unseen]
         said[own] = _said(models[-1], true[own], columns.kinds)
-        own = own[ready[own]]
+        if not len(own := own[ready[own]]):
+            continue  # a small set whose few rehearsed images are all in other folds
         rehearsal[own] = _said(models[-1], wrong[own], columns.kinds)[:, 0]
     if len(rest := np.setdiff1d(np.arange(len(true)), sample)):
         said[rest] = np.mean([_said(model, true[rest], columns.kinds) for model in models], axis=0)
