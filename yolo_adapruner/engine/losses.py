@@ -123,7 +123,7 @@ class LossTap:
         self.assignment = None
         self.anchor_weights = None
 
-    def assigned(self, seen: Assignment, judged: bool) -> None:
+    def assigned(self, seen: Assignment, judged: bool, anchors: Tensor) -> None:
         """Take a head's assignment: what each of its anchors weighs follows from it, and one head's is kept."""
         # One weight an anchor, (B, A) or (B, 1): whoever owns its label, or its place where it has none.
         self.anchor_weights = None
@@ -132,7 +132,7 @@ class LossTap:
         elif self.weights is not None:
             self.anchor_weights = self.weights[:, None]
         if judged and self.watching:
-            self.assignment = seen
+            self.assignment = replace(seen, centres=anchors)
 
     def weigh(self, values: Tensor) -> Tensor:
         """Return values of each anchor, (B, A, C), times what the anchor weighs; as they came without weights."""
@@ -227,9 +227,8 @@ class _WatchedAssigner:
                 foreground=foreground,
                 gt_index=gt_index.long(),
                 owned=None if owners is None else owners.locate(anchors, gt_labels.shape[1]),
-                centres=anchors,
             )
-            self.tap.assigned(seen, self.judged)
+            self.tap.assigned(seen, self.judged, anchors)
         return answer
 
     def __getattr__(self, name: str) -> Any:
