@@ -12,7 +12,7 @@ from yolo_adapruner.engine.readings import EXTRA, OBJECT, TOP
 from yolo_adapruner.engine.rehearse import FEATURES
 from yolo_adapruner.errors import DataError
 from yolo_adapruner.study import analyse
-from yolo_adapruner.study.analyse import candidates, figures, fisher, load, main, nats, table
+from yolo_adapruner.study.analyse import candidates, course, figures, fisher, load, main, nats, over_epochs, table
 
 EPOCHS, N = 4, 60
 EACH = 6
@@ -223,6 +223,33 @@ def test_lots_take_doubtful_images_the_more_the_sharper_they_are(
     assert main([str(judged), "--lots", "--share", "1.5"]) == 2
     assert main([str(recording), "--lots"]) == 2
     assert "rehearsed faults, but" in capsys.readouterr().err
+
+
+def test_what_epochs_say_beside_their_mean_is_spread_and_slope_of_those_that_read() -> None:
+    values = np.array([[1.0, 4.0, np.nan, np.nan], [2.0, np.nan, np.nan, 5.0], [3.0, 2.0, np.nan, np.nan]])
+    said = course(values)
+    assert said["mean"][:2].tolist() == [2, 3]
+    np.testing.assert_allclose(said["spread"], [np.sqrt(2 / 3), 1, np.nan, 0])
+    np.testing.assert_allclose(said["slope"], [1, -1, np.nan, np.nan])
+    slopes = np.array([np.polyfit(np.arange(5), y, 1)[0] for y in np.random.default_rng(0).random((6, 5))])
+    np.testing.assert_allclose(course(np.random.default_rng(0).random((6, 5)).T)["slope"], slopes)
+
+
+def test_the_slope_finds_what_rises_and_not_what_is_high_throughout(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    channels = rng.lognormal(0, 0.05, (8, N, 4)).astype(np.float32)
+    channels[:, :EACH, 0] *= np.linspace(0.2, 1.8, 8)[:, None].astype(np.float32)
+    channels[:, 2 * EACH : 3 * EACH, 3] *= 1.6
+    objects = np.full((8, 3 * (N - 1), len(OBJECT)), 0.2, np.float32)
+    unexplained = np.zeros((8, N, TOP, len(EXTRA)), np.float32)
+    changes = {"channels": channels, "objects": objects, "unexplained": unexplained, "metric": np.linspace(0, 0.4, 8)}
+    shown = over_epochs([write_recording(tmp_path / "rec.npz", **changes)], (0.0, 1.0))
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in shown.splitlines()}
+    at = {kind: rows["score"].index(kind) for kind in ("shifted", "missing")}
+    assert float(rows["surprise: slope"][at["shifted"]]) > 0.99
+    assert float(rows["surprise: slope"][at["missing"]]) < 0.8
+    assert float(rows["surprise: mean"][at["missing"]]) > 0.99
+    assert "judge" not in shown
 
 
 def test_copies_take_no_part_in_the_figures(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ Reads recordings of `record.py` and trains nothing. A candidate turns the readin
 an image; the table gives its AUROC for each kind against the clean images, the mean over recordings. `--by-epoch` shows
 how the judge of rehearsed faults gets ready instead: what it says from each epoch alone. `--verdicts` shows what it
 makes of the window as a joint stage does: how many labels it takes for wrong, and how many of them are. `--lots` shows
-whom a cut by that would take, by how steeply lots rise with doubt.
+whom a cut by that would take, by how steeply lots rise with doubt. `--over-epochs` asks what else the epochs of the
+window say of an image beside their mean: how far they spread, and whether they rise or fall.
 """
 
 from __future__ import annotations
@@ -207,6 +208,56 @@ def candidates(rec: Recording) -> dict[str, Array]:
     }
 
 
+def course(values: Array) -> dict[str, Array]:
+    """Return what a window of epochs says of each image, by one reading an epoch, (E, N): name -> (N,).
+
+    The slope is that of least squares, an epoch. NaN where nothing was read, a slope also where it was read once.
+    """
+    seen = np.isfinite(values)
+    count = seen.sum(0)
+    mean = _mean(values)
+    away = np.where(seen, values - mean, 0)
+    time = np.where(seen, np.arange(len(values))[:, None], 0.0)
+    time = np.where(seen, time - time.sum(0) / np.maximum(count, 1), 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = (time * away).sum(0) / (time**2).sum(0)
+    spread = np.where(count > 0, np.sqrt((away**2).sum(0) / np.maximum(count, 1)), np.nan)
+    return {
+        "mean": mean,
+        "spread": spread,
+        "slope": slope,
+        "mean and spread": norm(nats(mean), nats(spread)),
+        "mean and slope": norm(nats(mean), nats(slope)),
+    }
+
+
+def over_epochs(files: Sequence[Path], window: tuple[float, float] = WINDOW) -> str:
+    """Return the figures of what epochs say beside their mean, in Markdown: the mean over recordings.
+
+    Of the surprise of each epoch's readings, and where faults were rehearsed of the log odds of a judge that learns in
+    that epoch alone. High is suspect throughout: a slope counts where readings rise, or fall less than others do.
+
+    Raises:
+        DataError: see `load`.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    for file in files:
+        rec = load(file, window)
+        with np.load(file) as recorded:
+            low, high = (round(share * len(recorded["metric"])) for share in window)
+            readings = {"surprise": [surprise(epoch.astype(float)) for epoch in recorded["channels"][low:high]]}
+            if "rehearsed" in recorded:
+                pairs = zip(recorded["features"][low:high], recorded["rehearsed"][low:high], strict=True)
+                planted = recorded["rehearsed_kind"]
+                readings["judge"] = [
+                    judge(true.astype(float), wrong.astype(float), planted).suspicion for true, wrong in pairs
+                ]
+        for reading, epochs in readings.items():
+            for name, score in course(np.array(epochs)).items():
+                found.setdefault(f"{reading}: {name}", []).append(figures(rec, score))
+    return "\n".join(_rows(found))
+
+
 # ---------------------------------------------------------------------------------------------------- the table
 
 
@@ -230,20 +281,27 @@ def figures(rec: Recording, score: Array) -> dict[str, float]:
 
 def table(recs: Sequence[Recording]) -> str:
     """Return the table in Markdown: a row a candidate, the mean over the recordings that hold the kind."""
-    columns = (*LABEL_KINDS, "any", "hits")
-    lines = [f"| score | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
     by_recording = [{name: figures(rec, score) for name, score in candidates(rec).items()} for rec in recs]
-    for name in {name: None for f in by_recording for name in f}:
-        cells = []
-        for column in columns:
-            known = [f[name][column] for f in by_recording if name in f and np.isfinite(f[name][column])]
-            cells.append(f"{statistics.fmean(known):.3f}" if known else "–")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    names = {name: None for by_name in by_recording for name in by_name}
+    lines = _rows({name: [by_name[name] for by_name in by_recording if name in by_name] for name in names})
     planted = ", ".join(f"{(rec.kinds != CLEAN).sum()} of {len(rec.kinds)}" for rec in recs)
     reached = ", ".join(f"{rec.metric:.3f}" for rec in recs)
     return "\n".join(
         [*lines, "", f"{len(recs)} recordings; planted {planted}; validation mAP50-95 at the end {reached}."]
     )
+
+
+def _rows(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    """A row a score, the mean over the recordings that hold the kind."""
+    columns = (*LABEL_KINDS, "any", "hits")
+    lines = [f"| score | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    for name, by_recording in found.items():
+        cells = []
+        for column in columns:
+            known = [each[column] for each in by_recording if np.isfinite(each[column])]
+            cells.append(f"{statistics.fmean(known):.3f}" if known else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def confusion(recs: Sequence[Recording]) -> str:
@@ -409,6 +467,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--lots", action="store_true", help="show whom a cut takes, by how steeply lots rise with doubt"
     )
+    parser.add_argument(
+        "--over-epochs", action="store_true", help="show what epochs say beside their mean: spread and slope"
+    )
     parser.add_argument("--share", type=float, help="of the images to drop with --lots (default: the share planted)")
     args = parser.parse_args(argv)
     low, high = args.window
@@ -419,6 +480,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.verdicts:
         print(verdicts(args.recordings, (low, high)))
+        return
+    if args.over_epochs:
+        print(over_epochs(args.recordings, (low, high)))
         return
     if args.share is not None and not 0 < args.share < 1:
         raise ConfigError(f"Expected a share in (0, 1), but got {args.share:g}.")
