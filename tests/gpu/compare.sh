@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The comparisons of docs/results/gpu.md side by side on one GPU, from the root of a checkout:
+# Full, random, pruned and, where labels were planted wrong, an oracle: several comparisons side by side on one GPU, from
+# the root of a checkout:
 #
 #   bash tests/gpu/compare.sh DATA SECONDS SEEDS COMPARISON:JOBS...
 #
