@@ -171,7 +171,7 @@ def test_losses_are_the_images_shares_of_the_loss_whatever_they_weigh(data, tmp_
     plan = Recorded(Draw(np.arange(N), np.linspace(0.5, 3, N)))
 
     def note(trainer):
-        ids, shares, _ = trainer._shares._waiting[-1] if trainer._shares._waiting else trainer._shares._settled[-1]
+        ids, shares, *_ = trainer._shares._waiting[-1] if trainer._shares._waiting else trainer._shares._settled[-1]
         weighted = float((shares[:, 0].double().numpy() * trainer._weights[ids].numpy()).sum())
         sums[len(sums)] = (weighted, float(trainer.loss.detach()))
 
