@@ -105,7 +105,8 @@ def _together(samples: list[Sample]) -> Sources:
     layers = max(len(sample.planes) for sample in samples)
 
     def pad(values: NDArray[Any], fill: float) -> NDArray[Any]:
-        return np.pad(values, (0, widest - len(values)), constant_values=fill)
+        missing = widest - len(values)
+        return np.pad(values, (0, missing), constant_values=fill) if missing else values
 
     planes = [np.broadcast_to(s.planes, (layers, *s.planes.shape[1:])) if layers > 1 else s.planes for s in samples]
     return Sources(

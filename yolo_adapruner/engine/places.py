@@ -83,8 +83,8 @@ def filled(plane: Plane) -> Plane:
     empty = plane == 0
     if not empty.any():
         return plane
-    if empty.all():
-        return np.full_like(plane, 1 | PADDING)
+    if plane.max() <= 1:  # none but the first: there is nothing to measure
+        return np.where(empty, np.uint8(1 | PADDING), plane)
     _, nearest = cv2.distanceTransformWithLabels(empty.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     number = np.zeros(int(nearest.max()) + 1, np.uint8)
     number[nearest[~empty]] = plane[~empty]
