@@ -560,11 +560,11 @@ class Looks:
 
     known = np.ones(MANY, bool)
 
-    def open_epoch(self) -> None: ...
-    def close_epoch(self) -> None: ...
-
     def __init__(self, kernel: float | np.ndarray = 0.95) -> None:
         self.kernel = kernel
+
+    def open_epoch(self) -> None: ...
+    def close_epoch(self) -> None: ...
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         neighbours, kernel = np.full((MANY, 1), -1), np.zeros((MANY, 1))

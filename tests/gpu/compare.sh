@@ -10,9 +10,9 @@
 set -u
 data=$(realpath "$1") seconds=$2 seeds=$3
 shift 3
-noise=(--kind shifted swapped missing spurious shuffled --share 0.04 --seed 0)
 
 one() { # COMPARISON JOBS
+  local noise=(--kind shifted swapped missing spurious shuffled --share 0.04 --seed 0)
   local set=$1 jobs=$2 base=${1%-noise20} listed=() shares=(0.3 0.5) from=$data/$1
   if [[ $set != "$base" ]]; then
     from=runs/gpu/$set
@@ -32,8 +32,7 @@ export -f one
 export data seeds
 groups=()
 for each in "$@"; do
-  export noise_words="${noise[*]}"
-  setsid bash -uc 'noise=($noise_words); one "$@"' compare "${each%:*}" "${each#*:}" >>"runs/gpu/${each%:*}.log" 2>&1 &
+  setsid bash -uc 'one "$@"' compare "${each%:*}" "${each#*:}" >>"runs/gpu/${each%:*}.log" 2>&1 &
   groups+=($!)
 done
 end=$((SECONDS + seconds))

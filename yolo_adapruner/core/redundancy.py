@@ -92,8 +92,9 @@ def overlap(
     swap = rank[graph.first] > rank[graph.second]
     above, below = np.where(swap, graph.second, graph.first), np.where(swap, graph.first, graph.second)
     taken = np.zeros(n)
-    # A fixed point of the ordered pass, for all samples at once: exact after as many sweeps as the longest descent.
-    for _ in range(_SWEEPS):
+    # A fixed point of the ordered pass, for all samples at once: exact after as many sweeps as the longest descent, and
+    # after one where the weights know already who stays.
+    for _ in range(1 if counted else _SWEEPS):
         stays = weights if counted else weights * (1 - taken)
         now = np.zeros(n)
         np.maximum.at(now, below, graph.kernel * stays[above])
