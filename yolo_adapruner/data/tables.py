@@ -44,31 +44,38 @@ def write(
     ):
         lines = _Told(text, folder / "scores.csv")
         groups: Any = _Told(packed, folder / "scores.parquet")
+        schema = rows(slice(0, 1)).schema
+        # Before polars' threads have begun: of two files on a disk that is full, it is always this one that says so.
+        _csv(lines, pl.DataFrame(schema=schema), include_header=True)
+        header = text.tell()
 
         def source(
             with_columns: list[str] | None, predicate: Any, n_rows: int | None, batch_size: int | None
         ) -> Iterator[pl.DataFrame]:
             # A sink of the whole table asks for no choice of columns or rows. Making a part takes as long as writing
             # it, so the text is written where it passes by.
-            if text.tell():  # asked once more
-                text.seek(0)
-                text.truncate()
+            text.seek(header)  # may be asked once more
+            text.truncate()
             for begin in range(0, max(n, 1), CHUNK):
                 part = rows(slice(begin, begin + CHUNK))
-                own = BytesIO()
-                part.write_csv(own, include_header=not begin)
-                lines.write(own.getbuffer())
-                lines.flush()
+                _csv(lines, part, include_header=False)
                 yield part
 
         try:
-            table = register_io_source(source, schema=rows(slice(0, 1)).schema)
+            table = register_io_source(source, schema=schema)
             table.sink_parquet(groups, row_group_size=CHUNK)
         except pl.exceptions.PolarsError:
             for stream in (lines, groups):
                 if stream.error is not None:
                     raise stream.error from None
             raise
+
+
+def _csv(lines: _Told, part: pl.DataFrame, *, include_header: bool) -> None:
+    own = BytesIO()
+    part.write_csv(own, include_header=include_header)
+    lines.write(own.getbuffer())
+    lines.flush()
 
 
 class _Told:
