@@ -201,6 +201,17 @@ def test_what_else_a_comparison_takes(monkeypatch):
     assert said == [(None, ("pruned", "random"), None, 0.5), ("auto", ("random", "most-error"), "k.txt", 0.3)]
 
 
+def test_files_end_at_the_first_setting(monkeypatch, capsys):
+    said = []
+    monkeypatch.setattr(cli, "_compare", lambda a: said.append((a.config, a.prune, a.cells, a.settings)))
+    assert cli.main(["compare", "yolov3-tiny", "--prune", "0.1", "box=7", "--cells", "a.json", "./b=c.json", "imgsz=64", "mosaic=0"]) == 0
+    assert said == [("yolov3-tiny", [0.1], ["a.json", "./b=c.json"], ["box=7", "imgsz=64", "mosaic=0"])]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", "yolov3-tiny", "--cells", "imgsz=64"])
+    assert stop.value.code == 2
+    assert "argument --cells: expected one or more files, but got 'imgsz=64'" in capsys.readouterr().err
+
+
 def test_the_help_names_every_arm(capsys):
     with pytest.raises(SystemExit):
         cli.main(["compare", "--help"])

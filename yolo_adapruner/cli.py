@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
     compare.add_argument(
         "--cells",
+        action=_Files,
         nargs="+",
         default=(),
         metavar="FILE",
@@ -234,13 +235,31 @@ class _Shares(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         if values[0] == "auto":
             setattr(namespace, self.dest, "auto")
-            namespace.words = values[1:]
+            _leave(namespace, values[1:])
             return
         shares = list(itertools.takewhile(_is_number, values))
         if not shares:
             parser.error(f"argument --prune: expected one or more shares, but got {values[0]!r}")
         setattr(namespace, self.dest, [float(share) for share in shares])
-        namespace.words = values[len(shares) :]
+        _leave(namespace, values[len(shares) :])
+
+
+class _Files(argparse.Action):
+    """Takes the files that follow the flag, up to the first key=value setting."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        from yolo_adapruner.config import SETTING
+
+        files = list(itertools.takewhile(lambda word: not SETTING.match(word), values))
+        if not files:
+            parser.error(f"argument --{self.dest}: expected one or more files, but got {values[0]!r}")
+        setattr(namespace, self.dest, files)
+        _leave(namespace, values[len(files) :])
+
+
+def _leave(namespace: argparse.Namespace, words: list[str]) -> None:
+    """Leave what a flag has not taken for `_sort_words`."""
+    namespace.words = [*getattr(namespace, "words", ()), *words]
 
 
 def _varied(word: str) -> tuple[str, list[Any]]:
