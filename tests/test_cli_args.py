@@ -204,7 +204,8 @@ def test_what_else_a_comparison_takes(monkeypatch):
 def test_files_end_at_the_first_setting(monkeypatch, capsys):
     said = []
     monkeypatch.setattr(cli, "_compare", lambda a: said.append((a.config, a.prune, a.cells, a.settings)))
-    assert cli.main(["compare", "yolov3-tiny", "--prune", "0.1", "box=7", "--cells", "a.json", "./b=c.json", "imgsz=64", "mosaic=0"]) == 0
+    words = "compare yolov3-tiny --prune 0.1 box=7 --cells a.json ./b=c.json imgsz=64 mosaic=0"
+    assert cli.main(words.split()) == 0
     assert said == [("yolov3-tiny", [0.1], ["a.json", "./b=c.json"], ["box=7", "imgsz=64", "mosaic=0"])]
     with pytest.raises(SystemExit) as stop:
         cli.main(["compare", "yolov3-tiny", "--cells", "imgsz=64"])
