@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from yolo_adapruner.core import appearance as appearance_module
 from yolo_adapruner.core import nearest as nearest_module
 from yolo_adapruner.core.appearance import Appearance, dimensions
 from yolo_adapruner.core.layout import BACKGROUNDS, Layout
 from yolo_adapruner.core.nearest import nearest
+from yolo_adapruner.core.redundancy import Graph, overlap
 
 N, D = 200, 32
 COPIES = {190 + i: i for i in range(10)}
@@ -238,3 +240,29 @@ def test_many_points_go_to_the_library_where_there_is_one(monkeypatch) -> None:
     monkeypatch.setattr(nearest_module, "_faiss", lambda: Library)
     assert np.array_equal(nearest(points, 3), expected)
     assert asked == ["train"]
+
+
+@pytest.mark.parametrize("size", [9, 20, 100])
+def test_of_a_group_of_any_size_one_stays(size) -> None:
+    """Twelve epochs of features, from which lists of eight are made: a video of one still scene."""
+    n, rng = 400, np.random.default_rng(size)
+    own = rng.normal(size=(n, D))
+    own[:size] = own[0]
+    appearance = Appearance(n, D)
+    for _ in range(12):
+        appearance.open_epoch()
+        appearance.add(np.arange(n), own + 0.5 * rng.normal(size=(n, D)), np.ones(n))
+        appearance.close_epoch()
+    likeness = appearance.likeness()
+    taken, twin, _ = overlap(Graph.of(*appearance.pairs(likeness), likeness), rng.normal(size=n), np.ones(n))
+    assert (taken[:size] < 0.5).sum() == 1
+    assert (twin[size:] == -1).all()
+
+
+def test_a_neighbour_that_the_search_did_not_find_is_none(monkeypatch) -> None:
+    appearance = seen(Views(COPIES), 12)
+    neighbours, kernel = appearance.pairs()
+    monkeypatch.setattr(appearance_module, "nearest", lambda *a: np.where(np.arange(8) < 5, nearest(*a), -1))
+    fewer, left = appearance.pairs()
+    assert np.array_equal(fewer, np.where(np.arange(8) < 5, neighbours, -1))
+    assert np.array_equal(left, np.where(np.arange(8) < 5, kernel, 0))

@@ -77,6 +77,19 @@ def test_the_reference_is_never_lowered(metric, after):
     assert step(at(0.4), 0.92, metric, SCHEDULE).reference == after
 
 
+def test_a_metric_that_nobody_measured_again_takes_no_second_step_back_and_is_never_the_best():
+    fell = step(at(0.6), 0.88, 0.4, SCHEDULE)
+    assert (fell.action, fell.progress) == ("back: metric", pytest.approx(0.4))
+    for _ in range(3):
+        fell = step(fell, 0.92, 0.4, SCHEDULE, fresh=False)
+        assert (fell.action, fell.progress) == ("wait", pytest.approx(0.4))
+    assert step(fell, 0.92, 0.5, SCHEDULE).action == "advance"
+    # Without a fall the ramp goes on; the mask that matches first waits for a metric of its own.
+    done = step(at(1.0), 0.8, 0.5, SCHEDULE, fresh=False)
+    assert (done.action, done.best_epoch) == ("settle", -1)
+    assert step(done, 0.8, 0.49, SCHEDULE).best_metric == 0.49
+
+
 def test_a_fall_that_comes_in_small_steps_is_a_fall():
     state, metric = at(1.0), 0.5
     for _ in range(2):

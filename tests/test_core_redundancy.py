@@ -40,10 +40,92 @@ def test_who_is_dropped_for_its_own_sake_takes_nobody_along() -> None:
     assert taken.tolist() == [0, 0]
 
 
-def test_the_twin_is_the_most_similar_that_outranks() -> None:
+def test_the_twin_is_the_most_similar_of_those_that_outrank_and_stay() -> None:
     graph = Graph(np.array([0, 1, 2]), np.array([3, 3, 3]), np.array([0.6, 0.9, 0.95]))
     _, twin, _ = overlap(graph, np.array([5.0, 4.0, 1.0, 2.0]), np.ones(4))
-    assert twin.tolist() == [-1, -1, 3, 1]
+    # 2 is most like 3, which goes as a copy of 1 and shows nobody anything any more.
+    assert twin.tolist() == [-1, -1, -1, 1]
+
+
+def test_of_a_chain_nobody_is_called_a_copy_of_one_that_is_not_like_it() -> None:
+    taken, twin, certainty = overlap(graph_of((0, 1), (1, 2)), np.array([3.0, 2.0, 1.0]), np.ones(3))
+    assert taken.tolist() == [0, 1, 0]
+    assert twin.tolist() == [-1, 0, -1]
+    assert certainty.tolist() == [0, 1, 0]
+
+
+def test_a_chain_of_a_thousand_is_followed_to_its_end() -> None:
+    n = 1000
+    graph = graph_of(*((i, i + 1) for i in range(n - 1)))
+    taken, twin, _ = overlap(graph, np.arange(n, 0, -1.0), np.ones(n))
+    assert taken.tolist() == [0, 1] * (n // 2)
+    assert twin[1::2].tolist() == list(range(0, n, 2))
+
+
+def crowds(sizes: list[int], others: int, width: int = 8) -> tuple[Graph, list[np.ndarray]]:
+    """Groups of copies of which each member knows `width` of the others, drawn by lot, and samples without any."""
+    rng = np.random.default_rng(0)
+    n = sum(sizes) + others
+    group = np.repeat(np.arange(len(sizes) + others), [*sizes, *[1] * others])[rng.permutation(n)]
+    members = [np.flatnonzero(group == g) for g in range(len(sizes))]
+    neighbours, kernel = np.full((n, width), -1), np.zeros((n, width))
+    for own in members:
+        for i in own:
+            near = rng.permutation(own[own != i])[:width]
+            neighbours[i, : len(near)], kernel[i, : len(near)] = near, 0.99
+    return Graph.of(neighbours, kernel, lambda a, b: np.where(group[a] == group[b], 0.99, 0.0)), members
+
+
+def test_of_more_copies_than_a_list_holds_one_stays() -> None:
+    graph, members = crowds([2, 9, 20, 100, 300], 200)
+    wanted = np.random.default_rng(1).normal(size=len(graph.crowded))
+    taken, twin, _ = overlap(graph, wanted, np.ones(len(wanted)))
+    for own in members:
+        best = own[wanted[own].argmax()]
+        assert own[taken[own] < 0.5].tolist() == [best]
+        assert set(twin[own]) == {-1, best}
+    assert (twin >= 0).sum() == sum(len(own) - 1 for own in members)
+    # Without what tells how alike those are that are on nobody's list, that is not so.
+    alone = overlap(Graph(graph.first, graph.second, graph.kernel), wanted, np.ones(len(wanted)))
+    assert (alone.taken[members[-1]] < 0.5).sum() > 10
+
+
+def test_a_group_that_the_lists_divide_is_one_all_the_same() -> None:
+    # Two halves of forty copies, none on a list of the other half's.
+    group = np.repeat([0, 1, *range(2, 102)], [20, 20, *[1] * 100])
+    neighbours, kernel = np.full((140, 8), -1), np.zeros((140, 8))
+    for i in range(40):
+        half = np.flatnonzero(group == group[i])
+        neighbours[i], kernel[i] = np.random.default_rng(i).permutation(half[half != i])[:8], 0.99
+    graph = Graph.of(neighbours, kernel, lambda a, b: np.where((a < 40) & (b < 40), 0.99, 0.0))
+    wanted = np.random.default_rng(1).normal(size=140)
+    taken, *_ = overlap(graph, wanted, np.ones(140))
+    assert np.flatnonzero(taken[:40] < 0.5).tolist() == [wanted[:40].argmax()]
+    assert not taken[40:].any()
+
+
+def test_of_a_crowd_whose_best_goes_for_its_labels_the_next_stays() -> None:
+    graph, (own,) = crowds([50], 10)
+    wanted = np.random.default_rng(1).normal(size=len(graph.crowded))
+    order = own[np.argsort(-wanted[own])]
+    weights = np.ones(len(wanted))
+    weights[order[:3]] = 0
+    taken, twin, _ = overlap(graph, wanted, weights, counted=False)
+    assert set(own[taken[own] < 0.5]) == set(order[:4])  # three that go all the same, and one that stays
+    assert set(twin[order[4:]]) == {order[3]}
+
+
+def test_a_crowd_of_look_alikes_is_compared_with_the_best_of_those_that_are_no_copies() -> None:
+    # On a line, alike within 0.1: a crowd in which the ends have nothing to do with each other.
+    place = (np.arange(400) + 0.9 * np.random.default_rng(0).random(400)) / 400
+    near = np.argsort(np.abs(place[:, None] - place), axis=1)[:, 1:9]
+    likeness = lambda a, b: np.where(np.abs(place[a] - place[b]) < 0.1, 0.9, 0.0)  # noqa: E731
+    graph = Graph.of(near, likeness(np.repeat(np.arange(400), 8), near.ravel()).reshape(400, 8), likeness)
+    taken, *_ = overlap(graph, np.random.default_rng(1).normal(size=400), np.ones(400))
+    stays = np.sort(place[taken < 0.5])
+    # Nobody that stays is alike, and whoever goes is like one that stays.
+    assert np.diff(stays).min() >= 0.1
+    assert np.abs(place[:, None] - stays).min(1).max() < 0.1
 
 
 def test_what_is_hardly_alike_is_no_twin() -> None:

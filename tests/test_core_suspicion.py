@@ -12,11 +12,15 @@ import pytest
 from scipy.stats import rankdata
 
 from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.core import suspicion as suspicion_module
+from yolo_adapruner.core.floors import Constraints
 from yolo_adapruner.core.pruner import SPREAD, Pruner, Settings, Stage, draw_lots, near_even, stalled
 from yolo_adapruner.core.reasons import DRAWN, SUSPECT, Evidence, explain
+from yolo_adapruner.core.selection import in_order
 from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.core.suspicion import (
     LEFT_OUT,
+    MOST,
     Suspicion,
     mean_probability,
     shares_of_wrong,
@@ -445,12 +449,29 @@ WRONG = 30
 MANY = 400
 
 
-def told(method: dict[str, object], seed: int = 0, looks: Looks | None = None) -> tuple[Pruner, np.ndarray]:
+def told(
+    method: dict[str, object],
+    seed: int = 0,
+    looks: Looks | None = None,
+    required: np.ndarray | None = None,
+    harder: dict[int, float] | None = None,
+) -> tuple[Pruner, np.ndarray]:
     """A pruner that has been through its joint stage, and how hard each sample read to its judge."""
     rng = np.random.default_rng(5)
     hard = np.where(np.arange(MANY) < WRONG, rng.uniform(3, 6, MANY), rng.uniform(-6, -1, MANY))
+    for sample, value in (harder or {}).items():
+        hard[sample] = value
     settings = Settings(**PruneConfig(warmup=1, joint=0.5, **method).model_dump())  # type: ignore[arg-type]
-    pruner = Pruner(MANY, CHANNELS, 16, settings, seed, judge=Known(n=MANY), readings=READINGS)
+    pruner = Pruner(
+        MANY,
+        CHANNELS,
+        16,
+        settings,
+        seed,
+        judge=Known(n=MANY),
+        readings=READINGS,
+        constraints=Constraints(required=required),
+    )
     pruner.appearance = looks
     while pruner.kept is None:
         pruner.open_epoch()
@@ -503,6 +524,36 @@ def test_a_lot_is_a_sample_s_own_for_the_run_and_higher_where_something_speaks_a
     gone = WRONG + np.flatnonzero(~first.kept[WRONG:])
     stayed = np.flatnonzero(first.kept)
     assert lots[gone].mean() > lots[stayed].mean() + 0.4
+
+
+def test_samples_that_nobody_judged_go_by_the_bare_lot_and_not_first() -> None:
+    assert draw_lots(np.array([0.3, 0.9]), np.array([np.nan, 0.0])).tolist() == [0.3, 0.9]
+    pruner, _ = told({"share": 0.1, "rest": "draw"})
+    new = np.arange(MANY - 50, MANY)  # known from a run before, and nothing was said of their labels in this one
+    pruner.suspicion._weight[new] = 0
+    order = in_order(pruner.mask.logits, 0.1, pruner.lots)
+    place = np.empty(MANY, int)
+    place[order] = np.arange(MANY)
+    beyond = place[new][place[new] >= MANY // 10]
+    assert abs(beyond.mean() - (MANY * 1.1 - 1) / 2) < 3 * MANY * 0.9 / np.sqrt(12 * len(beyond))
+
+
+def test_where_only_some_can_be_rehearsed_no_more_are_left_out_than_of_all() -> None:
+    rng = np.random.default_rng(0)
+    odds, rehearsed = rng.normal(size=100), np.full(100, np.nan)
+    rehearsed[:30] = odds[:30]
+    odds[30:] += 5  # the others cannot carry their fault, and read worse as a whole
+    assert 0 < wrong_ones(odds, rehearsed, np.zeros(100, int)).mean() <= MOST
+
+
+def test_who_is_asked_does_not_go_by_the_order_of_the_files(monkeypatch) -> None:
+    monkeypatch.setattr(suspicion_module, "_ASKED", 1000)
+    asked = suspicion_module._some(np.arange(80_000))
+    assert len(np.unique(asked)) == 1000
+    cameras = np.bincount(asked % 4, minlength=4)  # four of them, frame by frame
+    assert cameras.min() > 200
+    assert np.array_equal(asked, suspicion_module._some(np.arange(80_000)))
+    assert np.array_equal(suspicion_module._some(np.arange(1000)), np.arange(1000))
 
 
 def test_a_lot_rises_the_more_with_doubt_the_sharper_it_is_and_never_decides_on_a_suspect() -> None:
@@ -566,7 +617,9 @@ class Looks:
     def open_epoch(self) -> None: ...
     def close_epoch(self) -> None: ...
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+    def likeness(self) -> None: ...
+
+    def pairs(self, likeness: None) -> tuple[np.ndarray, np.ndarray]:
         neighbours, kernel = np.full((MANY, 1), -1), np.zeros((MANY, 1))
         first = MANY - 2 * PAIRS + np.arange(PAIRS)
         neighbours[first, 0], kernel[first, 0] = first + PAIRS, self.kernel
@@ -583,6 +636,28 @@ def test_copies_go_before_whom_the_lot_falls_on_and_one_of_each_stays() -> None:
     pruner, stayed = copies_kept((WRONG + PAIRS) / MANY)
     assert not pruner.kept[:WRONG].any()
     assert (stayed == 1).mean() >= 0.95
+
+
+@pytest.mark.parametrize("listed", ["good", "a suspect"])
+def test_a_copy_gives_way_to_one_that_must_stay(listed: str) -> None:
+    first = MANY - 2 * PAIRS + np.arange(PAIRS)
+    required = np.zeros(MANY, bool)
+    required[first[::2]] = True  # one of every second pair
+    harder = {} if listed == "good" else dict.fromkeys(first[::2].tolist(), 4.0)
+    pruner, _ = told({"share": (WRONG + PAIRS) / MANY}, looks=Looks(0.999999), required=required, harder=harder)
+    assert pruner.kept[first[::2]].all()
+    assert (~pruner.kept[first[::2] + PAIRS]).mean() >= 0.95
+    assert pruner.redundancy.twin[first[::2]].tolist() == [-1] * len(first[::2])
+
+
+def test_of_two_copies_the_one_whose_labels_are_trusted_more_stays() -> None:
+    first = MANY - 2 * PAIRS + np.arange(PAIRS)
+    # P is .02 and .0001 or so: neither is suspect, and lots say nothing of it.
+    doubtful = np.where(np.arange(PAIRS) % 2, first, first + PAIRS)
+    harder = {int(i): -3.0 if i in doubtful else -7.0 for i in [*first, *(first + PAIRS)]}
+    pruner, _ = told({"share": (WRONG + PAIRS) / MANY}, looks=Looks(0.999999), harder=harder)
+    assert (~pruner.kept[doubtful]).mean() >= 0.95
+    assert (pruner.kept[first].astype(int) + pruner.kept[first + PAIRS] == 1).mean() >= 0.95
 
 
 def test_beyond_the_copies_the_lot_leaves_one_of_a_pair_as_often_as_any_other_image() -> None:

@@ -171,7 +171,8 @@ def test_losses_are_the_images_shares_of_the_loss_whatever_they_weigh(data, tmp_
     plan = Recorded(Draw(np.arange(N), np.linspace(0.5, 3, N)))
 
     def note(trainer):
-        ids, shares, *_ = trainer._shares._waiting[-1] if trainer._shares._waiting else trainer._shares._settled[-1]
+        noted = trainer._shares
+        ids, shares, *_ = (noted._waiting or noted._settled[-1][0])[-1]
         weighted = float((shares[:, 0].double().numpy() * trainer._weights[ids].numpy()).sum())
         sums[len(sums)] = (weighted, float(trainer.loss.detach()))
 
@@ -349,6 +350,20 @@ def test_epochs_are_shortened_late_in_a_run_whose_readings_never_settle():
     assert lengths[34:] == [100] * 6
 
 
+def test_no_epoch_is_shortened_before_labels_can_be_judged():
+    hardness = np.linspace(0, 0.9, 100)  # agrees with itself from the first epoch on
+    dynamic, seen = Dynamic(40), Visits(100, 1)
+    lengths = []
+    for epoch in range(40):
+        draw = dynamic(epoch, seen, ready=10)
+        lengths.append(100 if draw is None else len(draw.ids))
+        seen.add(np.arange(100), -np.log1p(-hardness)[:, None])
+        seen.close_epoch(epoch, draw)
+    assert seen.settled == 2
+    assert lengths[:10] == [100] * 10
+    assert max(lengths[10:34]) < 70
+
+
 def test_validation_comes_per_image_trained_on():
     trained, validated = 0, []
     for epoch in range(20):
@@ -478,6 +493,7 @@ def test_nan_behind_an_epoch_that_is_not_saved_goes_on_with_the_mask_as_it_is(da
             if epoch > 10 and not failed and state.load(self.wdir / "adaprune.pt")["epoch"] < epoch - 1:
                 failed.append(epoch)
                 self.loss = self.loss * float("nan")
+                self._since, self._validated = 0, dict.fromkeys(self._validated, -1.0)  # what failed was worth
             return super()._handle_nan_recovery(epoch)
 
     callbacks = {"on_train_epoch_start": lambda trainer: begun.append(trainer.epoch)}
@@ -486,5 +502,6 @@ def test_nan_behind_an_epoch_that_is_not_saved_goes_on_with_the_mask_as_it_is(da
     assert len(failed) == 1
     rows = results(tmp_path / "r")
     assert [row["epoch"] for row in rows] == list(range(1, 21))
+    assert min(row["metrics/mAP50-95(B)"] for row in rows) >= 0
     assert trainer.visits.count.sum() == sum(row["prune/images"] for row in rows)
     assert trainer.visits.count.max() == 20

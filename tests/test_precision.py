@@ -62,13 +62,14 @@ def moved(trainer, epoch):
 # What counts
 
 
+@pytest.mark.parametrize("told", [bool, torch.tensor], ids=["known", "on the device"])
 @pytest.mark.parametrize("taken", [[True, True], [True, False], [False, True], [False, False]])
-def test_batches_count_with_the_step_they_led_to(taken):
+def test_batches_count_with_the_step_they_led_to(taken, told):
     kept = evidence.Evidence()
     for step, was in enumerate(taken):
         for batch in range(3):
             kept.add(np.array([step]), torch.full((1, 2), float(batch)), np.ones(1, bool))
-        kept.settle(was)
+        kept.settle(told(was))
     kept.add(np.array([9]), torch.zeros(1, 2), np.ones(1, bool))  # its step comes in the next epoch
     ids, readings, _ = kept.collect()
     expected = [step for step, was in enumerate(taken) if was for _ in range(3)]

@@ -275,11 +275,24 @@ def counted_syncs(counts: list[int]) -> Iterator[None]:
 
 @line("a train step, from the batch to the optimizer, waits for the device no more often than stock")
 def syncs(folder: Path) -> str:
+    return "; ".join(
+        f"{name}: {_syncs(folder / name, settings)}"
+        for name, settings in (
+            ("fp32", {"amp": False}),
+            ("fp16", {"amp": True}),
+            ("fp16 with mosaic", {"amp": True, "mosaic": 1.0, "close_mosaic": 0}),
+        )
+    )
+
+
+def _syncs(folder: Path, more: dict[str, object]) -> str:
+    from ultralytics.engine import trainer as upstream
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     from tests import helpers
     from yolo_adapruner import AdaPruneTrainer
 
+    upstream.check_amp = lambda model: True  # it would fetch weights to try fp16 with
     data = helpers.build_set(folder / "set", train=N)
     steps: dict[str, list[int]] = {}
     after: list[int] = []
@@ -302,7 +315,7 @@ def syncs(folder: Path) -> str:
 
         return Counting
 
-    settings = {"epochs": 3, "device": "0", "amp": False, "workers": 0, "warmup_epochs": 0}
+    settings = {"epochs": 3, "device": "0", "workers": 0, "warmup_epochs": 0, **more}
     helpers.train_here(
         data, folder / "ours", trainer=counting(AdaPruneTrainer, "ours"), method={"warmup": 0, "joint": 1.0}, **settings
     )

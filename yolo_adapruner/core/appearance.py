@@ -109,35 +109,36 @@ class Appearance:
         self.mean[seen] = mean + delta * step
         self.weight[seen] += weight
 
-    def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def pairs(self, likeness: Likeness | None = None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return each sample's nearest and how likely each is the same picture: (N, K) numbers, (N, K) in [0, 1].
 
-        Where labels are known, that the boxes agree is evidence as well, as far as they would not by chance; and what
-        is returned is the likelihood times the share of boxes on which the two agree beyond chance.
         -1 and 0 where there is none, and all over before three epochs were seen.
+
+        Args:
+            likeness: what `likeness` gives, if it is at hand.
         """
         n = len(self.mean)
         neighbours = np.full((n, NEIGHBOURS), -1, np.int64)
         kernel = np.zeros((n, NEIGHBOURS))
+        likeness = likeness or self.likeness()
+        if likeness is not None:
+            found = likeness.nearest(NEIGHBOURS)
+            width = found.shape[1]
+            own, real = np.repeat(likeness.known, width), found.ravel() >= 0
+            alike = np.zeros(len(own))
+            alike[real] = likeness(own[real], found.ravel()[real])
+            neighbours[likeness.known, :width] = found
+            kernel[likeness.known, :width] = alike.reshape(found.shape)
+        return neighbours, kernel
+
+    def likeness(self) -> Likeness | None:
+        """Return what tells how likely two samples are the same picture; None before three epochs were seen."""
         known = np.flatnonzero(self.known)
         if len(known) < 3:
-            return neighbours, kernel
+            return None
         points, between, noise = self._space(known)
-        views = float(np.median(self.weight[known]))
-        unit = 1 / views + _SLACK
-        # In these coordinates the distance orders pairs as the evidence does, at the same own scatter.
-        found = nearest(points * np.sqrt(between / (unit * (between + unit))), min(NEIGHBOURS, len(known) - 1))
-        evidence = _evidence(points, found, between, noise * unit)
-        agreement: NDArray[np.float64] | float = 1.0
-        if self._labels is not None:
-            pair = np.repeat(known, found.shape[1]), known[found].ravel()
-            agreement = self._labels.beyond_chance(*pair).reshape(found.shape)
-            evidence += self._labels.evidence(*pair).reshape(found.shape)
-        odds = (evidence - np.log(len(known) * _RARE)) / _SOFT
-        width = found.shape[1]
-        neighbours[known, :width] = known[found]
-        kernel[known, :width] = agreement / (1 + np.exp(-np.clip(odds, -50, 50)))
-        return neighbours, kernel
+        unit = 1 / float(np.median(self.weight[known])) + _SLACK
+        return Likeness(known, points, between, noise * unit, unit, self._labels)
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -179,27 +180,61 @@ class Appearance:
 
 
 _STATE = ("mean", "weight", "_spread", "_freedom", "_scatter")
-_ROWS = 4096
+_PAIRS = 1 << 15
 
 
-def _evidence(
-    points: NDArray[np.float32], found: NDArray[np.int64], between: NDArray[np.float64], noise: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Log of P(difference | same picture) / P(difference | two pictures), (M, K) nats.
+class Likeness:
+    """How likely any two samples are the same picture, as far as an epoch's end knows.
+
+    Where labels are known, that the boxes agree is evidence as well, as far as they would not by chance; and what is
+    returned is the likelihood times the share of boxes on which the two agree beyond chance.
 
     Args:
-        points: (M, d).
-        found: (M, K) rows of `points`.
+        known: (M,) sample numbers, ascending.
+        points: (M, d) where they lie.
         between: (d,) variance between pictures.
         noise: (M,) variance of each one's mean; a pair's is their geometric mean.
+        unit: what that is of a usual one.
+        labels: as in `Appearance`.
     """
-    evidence = np.empty(found.shape)
-    b = torch.from_numpy(between).float()
-    for start in range(0, len(points), _ROWS):
-        rows = slice(start, start + _ROWS)
-        others = found[rows]
-        squares = torch.from_numpy((points[rows, None] - points[others]) ** 2)
-        s = torch.from_numpy(np.sqrt(noise[rows, None] * noise[others])).float()[..., None]
-        gain = 0.5 * torch.log1p(b / s) - squares / 4 * (1 / s - 1 / (b + s))
-        evidence[rows] = gain.sum(-1).numpy()
-    return evidence
+
+    def __init__(
+        self,
+        known: NDArray[np.intp],
+        points: NDArray[np.float32],
+        between: NDArray[np.float64],
+        noise: NDArray[np.float64],
+        unit: float,
+        labels: Layout | None,
+    ) -> None:
+        self.known = known
+        self._points, self._between, self._noise, self._unit, self._labels = points, between, noise, unit, labels
+
+    def nearest(self, k: int) -> NDArray[np.int64]:
+        """Return the up to `k` samples that are nearest each known one, (M, k), the nearest first; -1 for none."""
+        # In these coordinates the distance orders pairs as the evidence does, at the same own scatter.
+        scale = np.sqrt(self._between / (self._unit * (self._between + self._unit)))
+        rows = nearest(self._points * scale, min(k, len(self.known) - 1))
+        return np.where(rows >= 0, self.known[rows], -1)
+
+    def __call__(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how likely pairs of known samples are the same picture, (P,) in [0, 1]."""
+        evidence = self._evidence(*(np.searchsorted(self.known, side) for side in (first, second)))
+        agreement: NDArray[np.float64] | float = 1.0
+        if self._labels is not None:
+            agreement = self._labels.beyond_chance(first, second)
+            evidence += self._labels.evidence(first, second)
+        odds = (evidence - np.log(len(self.known) * _RARE)) / _SOFT
+        return np.asarray(agreement / (1 + np.exp(-np.clip(odds, -50, 50))))
+
+    def _evidence(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Log of P(difference | same picture) / P(difference | two pictures) of pairs of rows, (P,) nats."""
+        evidence = np.empty(len(first))
+        b = torch.from_numpy(self._between).float()
+        for start in range(0, len(first), _PAIRS):
+            one, two = (side[start : start + _PAIRS] for side in (first, second))
+            squares = torch.from_numpy((self._points[one] - self._points[two]) ** 2)
+            s = torch.from_numpy(np.sqrt(self._noise[one] * self._noise[two])).float()[:, None]
+            gain = 0.5 * torch.log1p(b / s) - squares / 4 * (1 / s - 1 / (b + s))
+            evidence[start : start + _PAIRS] = gain.sum(-1).numpy()
+        return evidence

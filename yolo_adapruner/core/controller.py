@@ -47,7 +47,7 @@ class State:
         s, lam: scale and lambda in force.
         reference: the validation metric to hold, the best of the joint stage so far (the warm-up's last before that).
         best_metric, best_epoch: of the epochs whose mask matched the final share; epoch -1: none did yet.
-        action: what the last step did: "start", "advance", "back: metric", "back: kept", "settle".
+        action: what the last step did: "start", "advance", "back: metric", "back: kept", "wait", "settle".
     """
 
     epoch: int
@@ -68,21 +68,25 @@ def start(schedule: Schedule, metric: float) -> State:
     return _at(State(0, 0.0, 1.0, schedule.s_start, schedule.lambda_base, reference), 0.0, kept=1.0, schedule=schedule)
 
 
-def step(state: State, kept: float, metric: float, schedule: Schedule) -> State:
+def step(state: State, kept: float, metric: float, schedule: Schedule, *, fresh: bool = True) -> State:
     """Close a joint epoch and return the next state.
 
     The ramp goes a step on while the metric holds. It goes a step back when the metric has fallen by more than the
-    tolerance below the reference, and when the mask has dropped more than was asked for.
+    tolerance below the reference, and when the mask has dropped more than was asked for. Where nobody has measured the
+    metric since a fall, it stays: one reading is one step back. Nor can such an epoch be the best.
 
     Args:
         state: the state this epoch ran under.
         kept: the data set's kept share after this epoch's update of the mask.
         metric: the validation metric of this epoch, >= 0; higher is better. NaN counts as a fall.
         schedule: the settings.
+        fresh: the metric was measured in this epoch; if not it is the last one that was.
     """
     stride = 1 / max(1, round(schedule.ramp * schedule.epochs))
     fell = not metric >= state.reference * (1 - schedule.tolerance)
-    if fell:
+    if fell and not fresh:
+        progress, action = state.progress, "wait"
+    elif fell:
         progress, action = state.progress - stride, "back: metric"
     elif kept < state.target - schedule.match:
         progress, action = state.progress - stride, "back: kept"
@@ -93,7 +97,7 @@ def step(state: State, kept: float, metric: float, schedule: Schedule) -> State:
     closed = replace(
         state, epoch=state.epoch + 1, action=action, reference=state.reference if fell else max(state.reference, metric)
     )
-    if abs(kept - schedule.kept) <= schedule.match and metric > state.best_metric:
+    if fresh and abs(kept - schedule.kept) <= schedule.match and metric > state.best_metric:
         closed = replace(closed, best_metric=metric, best_epoch=state.epoch)
     return _at(closed, progress, kept, schedule)
 

@@ -18,6 +18,8 @@ _LISTS = 4096
 def nearest(points: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Return the `k` nearest others of each point by Euclidean distance, (N, k), nearest first.
 
+    Where a library's search finds fewer, -1 stands for those that are missing.
+
     Args:
         points: (N, d), finite.
         k: in 1..N-1.

@@ -243,6 +243,11 @@ class Pruner:
         return self._warm_epochs + 1 + np.arange(closed), self.trace[:closed]
 
     @property
+    def warm_epochs(self) -> int:
+        """Epochs of the warm-up closed so far; the joint stage begins with the epoch of this number, from 0."""
+        return self._warm_epochs
+
+    @property
     def record(self) -> EpochRecord:
         """What was read in the epoch that is open.
 
@@ -356,6 +361,7 @@ class Pruner:
         works: bool = False,
         agree: float = math.inf,
         rested: NDArray[np.bool_] | None = None,
+        fresh: bool = True,
     ) -> dict[str, float]:
         """End the epoch: move the mask, let the controller step, change stage when it is time.
 
@@ -365,6 +371,7 @@ class Pruner:
             agree: `agreement` from which on it is as well.
             rested: (N,) samples that were left out of the epoch on purpose. Their readings stand: each takes the step
                 that its mean asks for, as one that was looked at does, so that no decision fades for being acted on.
+            fresh: the metric was measured in this epoch; if not it is the last one that was.
 
         Returns:
             What the epoch ran under and what share was kept after it: stage, kept, target, s, lambda.
@@ -376,7 +383,7 @@ class Pruner:
             ran |= {"target": 1.0, "s": 0.0, "lambda": 0.0}
             self._close_warmup(metric, works, agree)
         elif self.stage is Stage.JOINT:
-            self._close_joint(metric, np.zeros(self.n, bool) if rested is None else rested)
+            self._close_joint(metric, np.zeros(self.n, bool) if rested is None else rested, fresh=fresh)
         self._record = self._rehearsed = None
         kept = self.mask.kept_share if self.kept is None else float(self.kept.mean())
         return {"stage": ran["stage"], "kept": kept, **{k: ran[k] for k in ("target", "s", "lambda")}}
@@ -409,7 +416,7 @@ class Pruner:
         said = self.suspicion.judge(readings, rehearsed, evidence, np.ones(self.n, bool))
         return math.nan if said is None else mean_probability(said[:, 0])
 
-    def _close_joint(self, metric: float, rested: NDArray[np.bool_]) -> None:
+    def _close_joint(self, metric: float, rested: NDArray[np.bool_], *, fresh: bool) -> None:
         readings = self.record.close()
         # More than a whole view makes an epoch no surer: what is left between epochs is the model's, not the crop's.
         evidence = np.minimum(self.record.area, 1)
@@ -448,7 +455,7 @@ class Pruner:
                 memory=self.settings.memory,
             )
         self.trace[self.state.epoch] = np.rint(255 * self.mask.weights(self.state.s))
-        state = controller.step(self.state, self.mask.kept_share, metric, self.schedule)
+        state = controller.step(self.state, self.mask.kept_share, metric, self.schedule, fresh=fresh)
         if state.best_epoch != self.state.best_epoch:
             self._best_logits = self._scores()
             self.redundancy.remember()
@@ -531,15 +538,14 @@ class Pruner:
     def lots(self) -> NDArray[np.float64] | None:
         """The lot of each sample whose labels are likelier right than wrong, (N,) in [0, 1], NaN for others.
 
-        See `draw_lots`. None where none are drawn: by the settings, or because nobody judged labels, or none are right.
+        See `draw_lots`. None where none are drawn: by the settings, or because no labels were judged right.
         """
         return None if self._uniform is None else self._lots(self.suspicion.wrong)
 
     def _lots(self, wrong: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """The same, by `suspicion.wrong`, (N,) nats."""
         assert self._uniform is not None
-        drawn = draw_lots(self._uniform, wrong)
-        return None if np.isnan(drawn).all() else drawn
+        return draw_lots(self._uniform, wrong) if (wrong <= EVEN).any() else None
 
     def _surprise_so_far(self) -> NDArray[np.float64]:
         """The surprise of each sample's mean channels over the joint epochs, (N,)."""
@@ -567,18 +573,40 @@ class Pruner:
         if self.appearance is None:
             return 0.0, 0.0
         own = self._pressure(wrong)
-        graph = Graph.of(*self.appearance.pairs())
+        likeness = self.appearance.likeness()
+        graph = Graph.of(*self.appearance.pairs(likeness), likeness)
+        ranking = self._for_its_labels(own, wrong)
         # What goes for its labels cannot stand in for a copy.
         stays = self._weights_at(self._neutral(own), own)
         if wrong is not None:
             # Nor what the lot takes, but copies go before any lot is drawn: so first all that is no suspect stands in,
             # and then all that the share does not reach once the copies are gone.
             stays[wrong <= EVEN] = 1
-            first = self.redundancy.account(graph, own, stays)
+            first = self.redundancy.account(graph, ranking, self._required_too(stays))
             f = self._pressure(wrong, first.taken, first.certainty)
-            stays = self._weights_at(self._neutral(f), f)
-        taken = self.redundancy.step(graph, own, stays, self.appearance.known, counted=wrong is not None)
+            neutral = self._neutral(f)
+            if not math.isnan(neutral):
+                self._spare(f, neutral, wrong, first.taken, first.certainty)
+            stays = self._weights_at(neutral, f)
+        stays = self._required_too(stays)
+        taken = self.redundancy.step(graph, ranking, stays, self.appearance.known, counted=wrong is not None)
         return taken, self.redundancy.certainty
+
+    def _for_its_labels(self, own: NDArray[np.float64], wrong: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """What speaks against each of several copies, (N,): where lots are drawn its doubt and not its lot."""
+        against = own.copy()
+        if wrong is not None and self._lots(wrong) is not None:
+            calm = wrong <= EVEN
+            against[calm] = (float(pressure(np.ones(1), **self._terms)[0]) - SPREAD * (1 - near_even(wrong)))[calm]
+        if self.constraints.required is not None:
+            against[self.constraints.required] = -np.inf
+        return against
+
+    def _required_too(self, stays: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Weights, (N,), with 1 for who stays whatever speaks against it; in place."""
+        if self.constraints.required is not None:
+            stays[self.constraints.required] = 1
+        return stays
 
     def _neutral(self, f: NDArray[np.float64]) -> float:
         """The pressure that divides the share to go from the rest, NaN where none is known."""
@@ -691,10 +719,10 @@ def draw_lots(
 
     Args:
         uniform: numbers u drawn evenly from [0, 1), (N,).
-        wrong: -log(1 - P), nats, (N,).
+        wrong: -log(1 - P), nats, (N,); NaN, where nobody judged, counts as 0.
         sharpness: > 0.
     """
-    odds_left = 2 * np.exp(-wrong) - 1  # 1 - 2 P
+    odds_left = 2 * np.exp(-np.nan_to_num(wrong, nan=0.0)) - 1  # 1 - 2 P
     calm = odds_left >= 0
     return np.where(calm, uniform ** np.where(calm, odds_left, 1) ** sharpness, np.nan)
 

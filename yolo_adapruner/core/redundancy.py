@@ -12,8 +12,8 @@ Knows samples by number and no features; where k comes from is `appearance`'s bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +24,11 @@ TWIN = 0.5
 CERTAIN = 30.0
 """Log odds, nats, from which on two samples are the same picture as surely as can be told."""
 _SWEEPS = 100
+_CENTRES, _CROWDS = 64, 512
 _SETTLED = 1e-3
 _NEGLIGIBLE = 1e-3
 _STICKS = 0.5
+Measure = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,23 @@ class Graph:
     Attributes:
         first, second: (E,) sample numbers, first < second.
         kernel: (E,) in [0, 1].
+        crowded: (N,) bool, whose nearest are twins for the most part, so that there may be more of them than are here;
+            None where all pairs are.
+        measure: gives the kernel of pairs that are not here, (P,) in [0, 1] of two times (P,) numbers.
     """
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     kernel: NDArray[np.float64]
+    crowded: NDArray[np.bool_] | None = None
+    measure: Measure | None = None
 
     @classmethod
-    def of(cls, neighbours: NDArray[np.integer], kernel: NDArray[np.floating]) -> Graph:
+    def of(cls, neighbours: NDArray[np.integer], kernel: NDArray[np.floating], measure: Measure | None = None) -> Graph:
         """Return the graph of nearest neighbours, (N, K) numbers and kernel values; below 0 is no neighbour.
 
-        A pair that only one side counts among its nearest is one all the same.
+        A pair that only one side counts among its nearest is one all the same. With a `measure` groups of more than K
+        copies are told for what they are.
         """
         n, width = neighbours.shape
         own, other = np.repeat(np.arange(n), width), neighbours.ravel().astype(np.int64)
@@ -54,7 +62,82 @@ class Graph:
         real = (other >= 0) & (other != own) & (values > _NEGLIGIBLE)
         low, high = np.minimum(own, other)[real], np.maximum(own, other)[real]
         _, once = np.unique(low * n + high, return_index=True)
-        return cls(low[once], high[once], values[real][once])
+        crowded = (neighbours >= 0).all(1) & (2 * (np.asarray(kernel) >= TWIN).sum(1) > width)
+        return cls(low[once], high[once], values[real][once], crowded if measure is not None else None, measure)
+
+    def around_centres(self, rank: NDArray[np.int64], weights: NDArray[np.floating]) -> Graph:
+        """Return this graph and, in crowds, how like each sample is to the best-ranked that stays for it.
+
+        In a group of more copies than anybody's list holds, two that are not on each other's list would both look
+        single. So the best-ranked sample of a crowd is compared with all of it, then the best of those that are no
+        copies of that one, and so on: a comparison a copy, not one a pair.
+
+        Args:
+            rank: (N,) 0 outranks all others.
+            weights: (N,) in [0, 1]; who weighs less than half stands in for nobody.
+        """
+        if self.crowded is None or self.measure is None or not self.crowded.any():
+            return self
+        crowd = self._crowds(rank, weights)
+        left = np.isin(crowd, crowd[self.crowded])
+        more: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]] = []
+        for _ in range(_CENTRES):
+            able = left & (weights >= 0.5)
+            if not able.any():
+                break
+            centre = _best(crowd, able, rank)
+            left[centre[centre >= 0]] = False
+            other = np.flatnonzero(left)
+            other = other[centre[crowd[other]] >= 0]
+            alike = self.measure(centre[crowd[other]], other)
+            more.append((centre[crowd[other]], other, alike))
+            left[other[alike >= TWIN]] = False
+        if not more:
+            return self
+        one, two = (np.concatenate([part[side] for part in more]) for side in (0, 1))
+        return replace(
+            self,
+            first=np.concatenate([self.first, np.minimum(one, two)]),
+            second=np.concatenate([self.second, np.maximum(one, two)]),
+            kernel=np.concatenate([self.kernel, *(part[2] for part in more)]),
+        )
+
+    def _crowds(self, rank: NDArray[np.int64], weights: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Return each sample's crowd, (N,): connected by its twins, or two of which the best are twins."""
+        assert self.crowded is not None
+        assert self.measure is not None
+        crowd = _components(len(rank), self.first, self.second, self.kernel >= TWIN)
+        best = _best(crowd, np.isin(crowd, crowd[self.crowded]) & (weights >= 0.5), rank)
+        best = best[best >= 0]
+        if not 2 <= len(best) <= _CROWDS:
+            return crowd
+        one, two = (best[side] for side in np.triu_indices(len(best), 1))
+        return crowd[_components(len(rank), crowd[one], crowd[two], self.measure(one, two) >= TWIN)[crowd]]
+
+
+def _best(crowd: NDArray[np.int64], among: NDArray[np.bool_], rank: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the best-ranked of each crowd `among` some, by the crowd's number, (N,); -1 where there is none."""
+    able = np.flatnonzero(among)
+    best = np.full(len(rank), -1)
+    order = able[np.argsort(-rank[able])]
+    best[crowd[order]] = order  # the last written outranks the others
+    return best
+
+
+def _components(
+    n: int, first: NDArray[np.int64], second: NDArray[np.int64], used: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the lowest number that each of `n` samples is connected with by the pairs `used`, (n,)."""
+    label, first, second = np.arange(n), first[used], second[used]
+    while True:
+        low = np.minimum(label[first], label[second])
+        before = label.copy()
+        for side in (first, second):
+            np.minimum.at(label, label[side], low)
+            np.minimum.at(label, side, low)
+        label = label[label]
+        if np.array_equal(label, before):
+            return label
 
 
 class Overlap(NamedTuple):
@@ -62,7 +145,7 @@ class Overlap(NamedTuple):
 
     Attributes:
         taken: (N,) in [0, 1], how much of it is there already.
-        twin: (N,) the most similar of those that outrank it, -1 where none is likelier than not the same.
+        twin: (N,) the one it is there in, -1 where it is likelier than not that none that stays is the same.
         certainty: (N,) in [0, 1], how sure it is that the twin shows the same: the log odds of that over `CERTAIN`. It
             tells one in a thousand from one in a million, which `taken` does not. 0 without a twin.
     """
@@ -89,6 +172,7 @@ def overlap(
     n = len(wanted)
     rank = np.empty(n, np.int64)
     rank[np.lexsort((np.arange(n), -np.asarray(wanted, np.float64)))] = np.arange(n)
+    graph = graph.around_centres(rank, weights)
     swap = rank[graph.first] > rank[graph.second]
     above, below = np.where(swap, graph.second, graph.first), np.where(swap, graph.first, graph.second)
     taken = np.zeros(n)
@@ -101,12 +185,31 @@ def overlap(
         moved, taken = float(np.abs(now - taken).max(initial=0)), now
         if moved < _SETTLED:
             break
+    else:
+        if not counted:  # a descent of hundreds: one by one takes longer than a sweep, and less than that many
+            taken = _one_by_one(above, below, graph.kernel, weights, rank)
+    shown = graph.kernel * (weights if counted else weights * (1 - taken))[above]
     twin, certainty = np.full(n, -1, np.int64), np.zeros(n)
-    alike = np.flatnonzero(graph.kernel >= TWIN)
-    order = alike[np.argsort(graph.kernel[alike], kind="stable")]
-    twin[below[order]] = above[order]  # the last written is the most similar
+    alike = np.flatnonzero(shown >= TWIN)
+    order = alike[np.argsort(shown[alike], kind="stable")]
+    twin[below[order]] = above[order]  # the last written shows the most of it
     certainty[below[order]] = np.clip(_log_odds(graph.kernel[order]) / CERTAIN, 0, 1)
     return Overlap(taken, twin, certainty)
+
+
+def _one_by_one(
+    above: NDArray[np.int64],
+    below: NDArray[np.int64],
+    kernel: NDArray[np.float64],
+    weights: NDArray[np.floating],
+    rank: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """How much of each sample is there already, (N,), from the first in rank to the last."""
+    order = np.argsort(rank[below], kind="stable")
+    taken, own = [0.0] * len(rank), weights.tolist()
+    for i, j, k in zip(above[order].tolist(), below[order].tolist(), kernel[order].tolist(), strict=True):
+        taken[j] = max(taken[j], k * own[i] * (1 - taken[i]))
+    return np.array(taken)
 
 
 def _log_odds(likelihood: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -186,8 +186,10 @@ class Dynamic:
     expectation is the loss of all. At 0 each visit weighs 1, as with AFSS (arXiv 2603.17684), and the hard count for
     more. A suspect weighs 1 at any, so that what is likely wrong counts by its visits.
 
-    The first epochs draw all, until hardness has settled (`Visits.settled`), and so do the last ones, as InfoBatch
-    anneals, whose finding it is that the end of a training wants all samples alike.
+    The first epochs draw all, until hardness has settled (`Visits.settled`) and whoever judges labels is ready: that
+    two epochs agree on who is hard may say how many objects there are and not what was learned, and wrong labels are
+    the hardest as long as nobody knows them. The last epochs draw all too, as InfoBatch anneals, whose finding it is
+    that the end of a training wants all samples alike.
 
     Attributes:
         epochs: of the run.
@@ -218,6 +220,7 @@ class Dynamic:
         seen: Visits,
         suspicion: NDArray[np.floating] | None = None,
         active: NDArray[np.bool_] | None = None,
+        ready: int = 0,
     ) -> Draw | None:
         """Return the epoch's draw, None for all; see `Plan`.
 
@@ -226,8 +229,9 @@ class Dynamic:
             seen: what is known from the epochs before.
             suspicion: (N,) log odds that a sample's labels are wrong, NaN unknown; above 0 it is a suspect.
             active: (N,) samples that are drawn at all; None: all.
+            ready: the first epoch that may be shortened.
         """
-        start = self.begins(seen.settled)
+        start = max(self.begins(seen.settled), ready)
         if epoch < start or epoch >= self.epochs - round(self.anneal * self.epochs):
             return None
         game = np.ones(len(seen), bool) if active is None else active

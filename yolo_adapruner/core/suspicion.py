@@ -275,7 +275,10 @@ def wrong_ones(
     if not most or excess[most - 1] <= SURE * math.sqrt(most / 12):
         return np.zeros(len(log_odds), bool)
     last = min(int(BEYOND * most), len(worst)) - 1
-    return log_odds >= log_odds[some][worst[last]]
+    # Of all, also of those that carry no rehearsal and may read worse as a whole, no more than of those asked.
+    everyone = log_odds[np.isfinite(log_odds)]
+    few = len(everyone) - int(MOST * len(everyone))
+    return log_odds >= max(log_odds[some][worst[last]], np.partition(everyone, few)[few])
 
 
 def shares_of_wrong(likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -316,8 +319,10 @@ def _added(probe: NDArray[np.float64], said: NDArray[np.float64], evidence: NDAr
 
 
 def _some(known: NDArray[Any]) -> NDArray[Any]:
-    """`_ASKED` of them at most, in equal steps."""
-    return known[:: max(1, -(-len(known) // _ASKED))]
+    """`_ASKED` of them at most, always the same of as many, drawn by lot: in equal steps one camera of four is seen."""
+    if len(known) <= _ASKED:
+        return known
+    return known[np.sort(np.random.default_rng(0).choice(len(known), _ASKED, replace=False, shuffle=False))]
 
 
 def _mean(total: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ class Evidence:
     """The readings of one epoch, batch by batch in their order."""
 
     def __init__(self) -> None:
-        self._settled: list[_Noted] = []
+        self._settled: list[tuple[list[_Noted], bool | Tensor]] = []
         self._waiting: list[_Noted] = []
 
     def add(
@@ -68,10 +68,13 @@ class Evidence:
         """
         self._waiting.append((ids, readings, views, where))
 
-    def settle(self, taken: bool) -> None:
-        """End an optimizer step: the batches since the last one count if it was taken, and are forgotten if not."""
-        if taken:
-            self._settled += self._waiting
+    def settle(self, taken: bool | Tensor) -> None:
+        """End an optimizer step: the batches since the last one count if it was taken, and are forgotten if not.
+
+        A tensor () is asked in `collect`, so that nobody waits for a device.
+        """
+        if not isinstance(taken, bool) or taken:
+            self._settled.append((self._waiting, taken))
         self._waiting = []
 
     def collect(self) -> Collected | None:
@@ -80,9 +83,13 @@ class Evidence:
         Batches whose step has not come yet, as gradient accumulation leaves some at the end of an epoch, are in it.
         """
         self.settle(taken=True)
-        if not self._settled:
+        asked = [taken for _, taken in self._settled if isinstance(taken, Tensor)]
+        told = iter(torch.stack(asked).tolist() if asked else ())  # of the device once
+        counts = [next(told) if isinstance(taken, Tensor) else taken for _, taken in self._settled]
+        noted = [each for (batches, _), taken in zip(self._settled, counts, strict=True) if taken for each in batches]
+        if not noted:
             return None
-        ids, readings, views, where = zip(*self._settled, strict=True)
+        ids, readings, views, where = zip(*noted, strict=True)
         found = torch.cat([_values(each) for each in readings])
         if any(each is not None for each in where):
             unread = torch.cat([_values(each).isnan().all(1, keepdim=True) for each in where])

@@ -168,7 +168,8 @@ def _ownership(
 ) -> Ownership:
     device = batch["img"].device
     height, width = batch["img"].shape[2:]
-    image, labels = batch["batch_idx"].to(device).long(), torch.from_numpy(owner).to(device)
+    image = batch["batch_idx"].to(device, non_blocking=True).long()
+    labels = torch.from_numpy(owner).to(device, non_blocking=True)
     if batch["bboxes"].shape[1] == 5:  # v8OBBLoss leaves out boxes thinner than two pixels before it numbers rows
         sides = batch["bboxes"][:, 2:4]
         wide = (sides * sides.new_tensor([width, height]) >= 2).all(1).to(device)
@@ -181,7 +182,7 @@ def _ownership(
         image=image,
         slot=torch.arange(len(image), device=device) - before.cumsum(0)[image],  # as v8DetectionLoss.preprocess
         planes=sources.planes.to(device, non_blocking=True),
-        table=torch.from_numpy(table).to(device),
-        blend=sources.blend.to(device)[:, None],
+        table=torch.from_numpy(table).to(device, non_blocking=True),
+        blend=sources.blend.to(device, non_blocking=True)[:, None],
         shape=(height, width),
     )

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, RANK
@@ -47,10 +49,10 @@ class Resumable(BaseTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.paths: Sequence[str] = []
-        self.updates = 0
+        self._updates, self._unknown = 0, list[Tensor]()
         self.seconds_before = 0.0
         self.steps = snapshot.Steps()
-        self.taken: bool | None = None
+        self.taken: bool | Tensor | None = None
         self.saved: dict[str, Any] | None = None
         self._accumulate = 1
         super().__init__(*args, **kwargs)
@@ -190,11 +192,35 @@ class Resumable(BaseTrainer):
 
     def optimizer_step(self) -> None:
         """Do Ultralytics' own step and count it if it was taken; comparisons at equal updates need the number."""
-        scale = self.scaler.get_scale()
+        scale = self._scale()
         super().optimizer_step()
-        self.taken = self.scaler.get_scale() >= scale  # fp16: a step whose gradient overflowed is skipped
-        self.updates += self.taken
+        if scale is None:
+            self.taken = True
+            self._updates += 1
+        else:  # fp16: a step whose gradient overflowed is skipped
+            after = self._scale()
+            assert after is not None
+            self.taken = after >= scale
+            self._unknown.append(self.taken)
         self.steps.stepped()
+
+    def _scale(self) -> Tensor | None:
+        """What fp16 losses are multiplied by now, (), on the device, for `get_scale` waits for it; None: by nothing."""
+        if not self.scaler.is_enabled():
+            return None
+        return cast(Tensor, self.scaler.scale(torch.ones((), device=self.device)))
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps taken; asked for, it waits for the device."""
+        if self._unknown:
+            self._updates += int(torch.stack(self._unknown).sum())
+            self._unknown = []
+        return self._updates
+
+    @updates.setter
+    def updates(self, value: int) -> None:
+        self._updates, self._unknown = value, []
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         # Upstream knows no last.pt in the first epoch of a process; after a resume there is one.

@@ -104,7 +104,8 @@ def put(trainer: Any, state: Mapping[str, Any]) -> None:
     if state["criterion"]:  # the mix of an end-to-end model's two heads
         model.criterion = model.init_criterion()
         vars(model.criterion).update(state["criterion"])
-    vars(trainer).update(state["trainer"])
+    for name, value in state["trainer"].items():
+        setattr(trainer, name, value)
 
 
 def put_pending(trainer: Any, state: Mapping[str, Any]) -> None:

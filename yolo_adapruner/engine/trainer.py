@@ -114,6 +114,7 @@ class AdaPruneMixin(Resumable):
         self._saved_at = -math.inf  # seconds of the clock that only goes forward
         self._since = 0  # images trained on since the last validation
         self._validated: dict[str, float] | None = None  # what that said
+        self._before: tuple[int, dict[str, float] | None] = 0, None  # both, as the epoch found them
         self.remarks: dict[str, Any] = {}
         self._kept_dataset: Any = None
         self._entered: tuple[Stage | None, Any] | None = None
@@ -252,6 +253,12 @@ class AdaPruneMixin(Resumable):
         judge, readings = self._judge()
         settings = Settings(**self.prune_config.model_dump())
         features, layout = self._likeness(model)
+        if judge is None and settings.share:
+            why = "prune.judge is false" if not self.prune_config.judge else f"of task {self.task} they cannot be"
+            LOGGER.warning(
+                f"labels are not judged ({why}): images go by how hard they read, the hardest first; where labels are "
+                "right that loses more than a random choice, and the more the larger the share"
+            )
         self.pruner = Pruner(
             len(self.paths),
             len(self.channels),
@@ -326,6 +333,7 @@ class AdaPruneMixin(Resumable):
         # Another loader in the same stage: upstream builds a new one when memory ran out.
         if (stage, self.train_loader) != self._entered:
             self._enter(stage)
+        self._before = self._since, self._validated
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
         self._looks, self._shares = evidence.Evidence(), evidence.Evidence()
         self._batches = 0
@@ -365,7 +373,8 @@ class AdaPruneMixin(Resumable):
         if self.plan is not None:
             return self.plan(self.epoch, visits)
         active = None if self.pruner is None else self.pruner.active
-        if self.prune_config.dynamic:
+        warm = self.pruner is not None and self.pruner.stage is Stage.WARMUP
+        if self.prune_config.dynamic and not warm:
             config = self.prune_config
             dynamic = Dynamic(
                 self.epochs,
@@ -376,7 +385,8 @@ class AdaPruneMixin(Resumable):
                 rescale=config.dynamic_rescale,
             )
             suspicion = None if self.pruner is None else self.pruner.suspicion.posterior
-            if (draw := dynamic(self.epoch, visits, suspicion, active)) is not None:
+            ready = 0 if self.pruner is None else self.pruner.warm_epochs
+            if (draw := dynamic(self.epoch, visits, suspicion, active, ready)) is not None:
                 return draw
         return None if active is None else Draw.of(active)
 
@@ -463,7 +473,8 @@ class AdaPruneMixin(Resumable):
         if weights is not None:
             weights = weights.to(self.device, non_blocking=True)
             if self.plan is not None:
-                self._loss_unit = self.scaler.get_scale() * max(self.world_size, 1)
+                scale = self._scale()
+                self._loss_unit = max(self.world_size, 1) * (1.0 if scale is None else scale)
                 weights.requires_grad_()
         self._tap.weights = weights
 
@@ -504,7 +515,10 @@ class AdaPruneMixin(Resumable):
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Close the epoch where Ultralytics, on every rank, has settled that it stands and is not trained again."""
         again = super()._handle_nan_recovery(epoch)
-        if not again and self.visits is not None:
+        if again:
+            # What the weights that are no more were worth says nothing of those that stand in for them.
+            self._since, self._validated = self._before
+        elif self.visits is not None:
             self._close_epoch(self.pruner)
         return again
 
@@ -567,7 +581,8 @@ class AdaPruneMixin(Resumable):
         if self._draw is not None:
             rested = np.ones(pruner.n, bool)
             rested[self._draw.ids] = False
-        ran = pruner.close_epoch(metric, works=works, agree=self._agree(), rested=rested)
+        fresh = self._since == 0
+        ran = pruner.close_epoch(metric, works=works, agree=self._agree(), rested=rested, fresh=fresh)
         self._columns = {f"prune/{key}": v for key, v in {**ran, **fits}.items()}
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:

@@ -91,6 +91,8 @@ class Watcher(AdaPruneTrainer):
 
     def _set_up_mask(self) -> None:
         super()._set_up_mask()
+        assert self.pruner is not None
+        self.pruner.ends_early = False  # what comes after the verdict is what is asked
         self.weights: list[NDArray[np.float32]] = []
         self.readings: list[NDArray[np.float64]] = []
         self.rows = np.array([path in self.chosen for path in self.paths])
@@ -255,8 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         data, kinds = make_set(project / "data" / f"seed{seed}", seed)
         checkpoint = warm_up(data, project / f"warm-s{seed}", args.model, seed)
-        for number, name in enumerate(ARMS):
-            out = run_arm(name, data, kinds, checkpoint, project / f"arm{number}-s{seed}", seed)
+        for name in ARMS:
+            folder = project / f"{name.replace(',', '').replace(' ', '-')}-s{seed}"
+            out = run_arm(name, data, kinds, checkpoint, folder, seed)
             with np.load(out) as arrays:
                 watched = dict(arrays)
             found[name].append(figures(watched))
