@@ -11,7 +11,7 @@ import torch
 from torchvision.ops import box_iou, nms
 
 from yolo_adapruner.data.labels import Labels
-from yolo_adapruner.engine import rehearse
+from yolo_adapruner.engine import readings, rehearse
 from yolo_adapruner.engine.channels import detection_channels
 from yolo_adapruner.engine.losses import Assignment
 from yolo_adapruner.engine.owners import Owned
@@ -122,6 +122,20 @@ def test_a_batch_reads_as_its_images_one_by_one(seed: int, settings: dict[str, A
         if rows := int(seen.gt_valid[b].sum()):
             one = objects_one_by_one(seen, b, rows)
             torch.testing.assert_close(objects(seen)[b, :rows], one, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_labels_read_a_few_at_a_time_read_the_same_bit_for_bit(rows: int, monkeypatch) -> None:
+    seen, sizes = random_assignment(0, images=16, most=9, anchors=150), []
+    whole = objects(seen)
+    monkeypatch.setattr(readings, "_NUMBERS", rows * 150)
+    part = readings._objects
+    monkeypatch.setattr(
+        readings, "_objects", lambda s, by, image, row: sizes.append(len(row)) or part(s, by, image, row)
+    )
+    assert torch.equal(objects(seen).nan_to_num(-1), whole.nan_to_num(-1))
+    assert max(sizes) <= rows
+    assert sum(sizes) == int(seen.gt_valid.sum())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

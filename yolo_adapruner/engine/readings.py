@@ -22,6 +22,8 @@ _CANDIDATES = 100
 _SAME = 0.5
 _THINNED = 40
 """Images whose candidates are thinned at once: the memory for that grows with the square of their number."""
+_NUMBERS = 1 << 22
+"""Labels x anchors that are read at once: some 36 bytes each, beside a step that may have left little memory free."""
 _FAR = 1e4
 _EPS = 1e-7
 
@@ -83,8 +85,15 @@ def objects(seen: Assignment, by: Predicted | None = None) -> Tensor:
     by = predicted(seen) if by is None else by
     result = seen.scores.new_zeros((*seen.gt_boxes.shape[:2], len(OBJECT)), dtype=torch.float32)
     image, row = seen.gt_valid[..., 0].nonzero(as_tuple=True)
-    if not len(image):
-        return result
+    some = max(1, _NUMBERS // max(seen.scores.shape[1], 1))
+    for begin in range(0, len(image), some):
+        part = image[begin : begin + some], row[begin : begin + some]
+        result[part] = _objects(seen, by, *part)
+    return result
+
+
+def _objects(seen: Assignment, by: Predicted, image: Tensor, row: Tensor) -> Tensor:
+    """`objects` of some labels, (n, 8): those of `image`, (n,), in `row`, (n,)."""
     overlap = _overlap(seen.boxes.float()[image], seen.gt_boxes[image, row].float()[:, None])  # (n, A)
     cls = seen.gt_labels[image, row, 0].long()[:, None]
     labelled = seen.scores.transpose(1, 2)[image, cls[:, 0]].float()
@@ -111,8 +120,7 @@ def objects(seen: Assignment, by: Predicted | None = None) -> Tensor:
         largest(labelled),
         largest(torch.where(by.cls[image] == cls, by.second[image], first)),
     )
-    result[image, row] = torch.stack(columns, 1)
-    return result
+    return torch.stack(columns, 1)
 
 
 @torch.no_grad()
