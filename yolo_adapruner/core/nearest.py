@@ -30,6 +30,11 @@ def nearest(points: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     return _without_self(_exact(points, k + 1), k)
 
 
+def takes_long(n: int) -> bool:
+    """Whether `n` points are compared each with each on a processor, where a library would look at some of them."""
+    return n >= MANY and _faiss() is None and not torch.cuda.is_available()
+
+
 def _exact(points: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     device = "cuda" if len(points) >= MANY and torch.cuda.is_available() else "cpu"
     all_points = torch.from_numpy(points).to(device)

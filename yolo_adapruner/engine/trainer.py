@@ -24,6 +24,7 @@ from yolo_adapruner.core import distributed
 from yolo_adapruner.core.appearance import dimensions
 from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.layout import Layout
+from yolo_adapruner.core.nearest import takes_long
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.schedule import Draw, Dynamic, Plan, Visits, validates
 from yolo_adapruner.core.selection import drop_count
@@ -253,6 +254,11 @@ class AdaPruneMixin(Resumable):
         judge, readings = self._judge()
         settings = Settings(**self.prune_config.model_dump())
         features, layout = self._likeness(model)
+        if features and takes_long(len(self.paths)):
+            LOGGER.warning(
+                f"each of {len(self.paths)} images is compared with each other one in every joint epoch, which takes "
+                "long: pip install 'yolo-adapruner[large]', or set prune.redundancy=0"
+            )
         if judge is None and settings.share:
             why = "prune.judge is false" if not self.prune_config.judge else f"of task {self.task} they cannot be"
             LOGGER.warning(
