@@ -266,3 +266,11 @@ def test_a_neighbour_that_the_search_did_not_find_is_none(monkeypatch) -> None:
     fewer, left = appearance.pairs()
     assert np.array_equal(fewer, np.where(np.arange(8) < 5, neighbours, -1))
     assert np.array_equal(left, np.where(np.arange(8) < 5, kernel, 0))
+
+
+def test_many_points_without_the_library_take_long(monkeypatch) -> None:
+    monkeypatch.setattr(nearest_module.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nearest_module, "_faiss", lambda: None)
+    assert [nearest_module.takes_long(n) for n in (nearest_module.MANY - 1, nearest_module.MANY)] == [False, True]
+    monkeypatch.setattr(nearest_module, "_faiss", lambda: object())
+    assert not nearest_module.takes_long(nearest_module.MANY)
