@@ -595,8 +595,7 @@ class Pruner:
     def _for_its_labels(self, own: NDArray[np.float64], wrong: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """What speaks against each of several copies, (N,): where lots are drawn its doubt and not its lot."""
         against = own.copy()
-        if wrong is not None and self._lots(wrong) is not None:
-            calm = wrong <= EVEN
+        if wrong is not None and (calm := wrong <= EVEN).any():
             against[calm] = (float(pressure(np.ones(1), **self._terms)[0]) - SPREAD * (1 - near_even(wrong)))[calm]
         if self.constraints.required is not None:
             against[self.constraints.required] = -np.inf
