@@ -65,6 +65,55 @@ def test_what_augmentation_does_to_one_picture_tells_none_apart() -> None:
     assert kernel.max() < 0.1
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("few", [True, False])
+def test_where_a_few_pictures_lie_far_off_the_others_are_no_copies(few, seed) -> None:
+    """As with photographs: the variance is that of the few, and beside it most lie close together."""
+    width, rng = 96, np.random.default_rng(seed)
+    size = np.where(rng.random(N) < 0.15, 4, 0.2) if few else np.exp(rng.normal(size=N))
+    own = size[:, None] * rng.normal(size=(N, width)) * np.linspace(1.5, 0.1, width)
+    own[:5] = own[100:105]
+    noise = rng.normal(size=(width, width)) * np.linspace(2, 0.05, width)[:, None] / width**0.5
+    appearance = Appearance(N, width)
+    for _ in range(12):
+        appearance.open_epoch()
+        appearance.add(np.arange(N), own + rng.normal(size=(N, width)) @ noise, np.ones(N))
+        appearance.close_epoch()
+    neighbours, kernel = appearance.pairs()
+    assert np.array_equal(neighbours[:5, 0], np.arange(100, 105))
+    assert kernel[:5, 0].min() > 0.5
+    others = np.setdiff1d(np.arange(N), [*range(5), *range(100, 105)])
+    assert (kernel[others].max(1) >= 0.5).mean() < 0.02, "it was more than a third"
+
+
+def test_where_cameras_stand_still_copies_are_told_from_pictures_of_one_camera() -> None:
+    """Four of them, so that a quarter of all pictures are much like each other and none of these is a copy."""
+    views, rng = Views({}, noise=0.3), np.random.default_rng(3)
+    views.own = 4 * rng.normal(size=(4, D))[np.arange(N) % 4] + views.own
+    copies = {190 + i: 2 + i for i in range(8)}  # of the same camera each
+    for copy, original in copies.items():
+        views.own[copy] = views.own[original]
+    neighbours, kernel = seen(views, 12).pairs()
+    assert all(neighbours[copy, 0] == original for copy, original in copies.items())
+    assert kernel[list(copies), 0].min() > 0.5
+    alone = np.setdiff1d(np.arange(N), [*copies, *copies.values()])
+    assert kernel[alone].max() < 0.5
+
+
+@pytest.mark.parametrize("n", [3, 20, 33, 40])
+def test_a_small_set_is_compared_without_a_warning(n) -> None:
+    rng = np.random.default_rng(n)
+    own = rng.normal(size=(n, D))
+    own[-1] = own[0]
+    appearance = Appearance(n, D)
+    for _ in range(12):
+        appearance.open_epoch()
+        appearance.add(np.arange(n), own + 0.3 * rng.normal(size=(n, D)), np.ones(n))
+        appearance.close_epoch()
+    _, kernel = appearance.pairs()
+    assert ((kernel >= 0) & (kernel <= 1)).all()
+
+
 def test_before_three_epochs_nobody_is_compared() -> None:
     appearance = seen(Views(COPIES), 2)
     neighbours, kernel = appearance.pairs()

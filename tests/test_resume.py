@@ -297,7 +297,7 @@ class Harmful:
         (edited(lambda c: c.pop("mask")), "but it cannot be read (mask missing)"),
         (lambda f: torch.save(Harmful(), f / "weights" / state.NAME), "but it cannot be read"),
         (flipped, "is damaged)"),
-        (edited(lambda c: c.update(format=9)), "a state of format 4, but"),
+        (edited(lambda c: c.update(format=9)), "a state of format 5, but"),
         (lambda f: torch.save({"format": 1, "epochs": {}}, f / "weights" / state.NAME), "adaprune.pt has 1:"),
         (edited(lambda c: c["versions"].update(torch="1.0")), f"but torch 1.0 → {version('torch')}: install"),
         (edited(lambda c: c["versions"].update(ultralytics="8.0")), f"ultralytics 8.0 → {version('ultralytics')}"),

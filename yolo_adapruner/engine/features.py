@@ -1,9 +1,11 @@
-"""What each image of a batch looks like to the detector: a short vector, read off the training forward.
+"""What each image of a batch looks like, to the eye and to the detector: a short vector, off the training forward.
 
-It is pooled from the finest feature map that the head is given: mean and spread of each channel in 4 x 4 fields of the
-picture, left and right taken together since most recipes flip. Where images are mixed, the fields divide the part of
-the picture that an image is seen in. A fixed random projection makes it short. Costs a pooling a step; draws from a
-generator of its own. Knows no mask and does not know what the vectors are compared for.
+It is pooled from the picture that the first layer is given and from the finest feature map that the head is given: mean
+and spread of each channel in 4 x 4 fields of the picture, left and right taken together since most recipes flip. A
+detector that has learned little yet has much the same map for all photographs; that two are the same shows in their
+pixels, and what augmentation does to those is for the comparison to know. Where images are mixed, the fields divide the
+part of the picture that an image is seen in. A fixed random projection makes each of the two short. Costs two poolings
+a step; draws from a generator of its own. Knows no mask and does not know what the vectors are compared for.
 """
 
 from __future__ import annotations
@@ -19,26 +21,29 @@ from yolo_adapruner.engine.places import PADDING
 
 _FIELDS = 4
 _SLOTS = _FIELDS * (_FIELDS // 2)
+_PIXELS = 4  # one number in so many is of the pixels, at most
 _SMALLEST = 4  # cells of the map that a part must cover to say anything
 
 
 class FeatureTap:
-    """Reads off each training forward of a model, by a hook on its last layer that changes nothing.
+    """Reads off each training forward of a model, by a hook on its first and its last layer that changes nothing.
 
     Args:
-        head: the model's last layer, which is given the feature maps, finest first. Not a copy's: what is copied or
-            saved of the model before this, as the averaged model is, carries no hook.
+        first: the model's first layer, which is given the pictures.
+        head: its last layer, which is given the feature maps, finest first. Neither of a copy: what is copied or saved
+            of the model before this, as the averaged model is, carries no hook.
         size: length of an image's vector, D.
 
     Attributes:
         watching: whether to.
     """
 
-    def __init__(self, head: Any, size: int) -> None:
+    def __init__(self, first: Any, head: Any, size: int) -> None:
         self.size, self.watching = size, False
         self._map: Tensor | None = None
-        self._projection: Tensor | None = None
-        self._handle = head.register_forward_pre_hook(self._note)
+        self._picture: Tensor | None = None
+        self._projections: dict[tuple[int, int], Tensor] = {}
+        self._handles = [head.register_forward_pre_hook(self._note), first.register_forward_pre_hook(self._see)]
 
     def _note(self, head: Any, inputs: tuple[Any, ...]) -> None:
         if not (self.watching and head.training):
@@ -46,30 +51,44 @@ class FeatureTap:
         first = inputs[0][0] if isinstance(inputs[0], list | tuple) else inputs[0]
         self._map = first.detach()
 
+    def _see(self, layer: Any, inputs: tuple[Any, ...]) -> None:
+        if self.watching and layer.training:
+            self._picture = inputs[0].detach()
+
     def take(self, owners: Ownership | None) -> Tensor | None:
         """Return the batch's vectors, (K, D) float32, in the order of its owners, and forget it; None without a batch.
 
         NaN for an owner of whom too little is seen.
         """
-        seen, self._map = self._map, None
-        if seen is None:
+        seen, picture, self._map, self._picture = self._map, self._picture, None, None
+        if seen is None or picture is None:
             return None
         with torch.no_grad():
-            pooled = _pooled(seen.float()) if owners is None else _pooled_by_owner(seen.float(), owners)
-            return pooled @ self._project(pooled)
+            picture = F.adaptive_avg_pool2d(picture.float(), (seen.shape[2], seen.shape[3]))
+            both = torch.cat((picture, seen.float()), 1)
+            pooled = _pooled(both) if owners is None else _pooled_by_owner(both, owners)
+            by_channel = pooled.view(len(pooled), 2, both.shape[1], _SLOTS)
+            colours, maps = (part.flatten(1) for part in by_channel.split((picture.shape[1], seen.shape[1]), 2))
+            short = min(self.size // _PIXELS, colours.shape[1])
+            return torch.cat((self._projected(colours, short), self._projected(maps, self.size - short)), 1)
 
-    def _project(self, pooled: Tensor) -> Tensor:
-        if self._projection is None or len(self._projection) != pooled.shape[1]:
+    def _projected(self, pooled: Tensor, size: int) -> Tensor:
+        """Return rows (K, W) made (K, size) by a fixed random projection, or as they are if they are of that size."""
+        width = pooled.shape[1]
+        if size == width:
+            return pooled
+        drawn = self._projections.get((width, size))
+        if drawn is None:
             generator = torch.Generator().manual_seed(0)  # on the CPU: the same on every device and rank
-            drawn = torch.randn(pooled.shape[1], self.size, generator=generator)
-            self._projection = drawn / pooled.shape[1] ** 0.5
-        self._projection = self._projection.to(pooled.device)
-        return self._projection
+            drawn = torch.randn(width, size, generator=generator) / width**0.5
+        drawn = self._projections[width, size] = drawn.to(pooled.device)
+        return pooled @ drawn
 
     def close(self) -> None:
         """Take the hook off the model."""
-        self._handle.remove()
-        self._map = None
+        for handle in self._handles:
+            handle.remove()
+        self._map = self._picture = None
 
 
 def _pooled(x: Tensor) -> Tensor:

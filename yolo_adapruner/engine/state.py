@@ -41,7 +41,7 @@ NAME, RUN_CONFIG = "adaprune.pt", "adaprune.yaml"
 PARTS = frozenset(
     ("versions", "machine", "epoch", "prune", "config", "images", "classes", "args", "architecture", "mask", "training")
 )
-_FORMAT = 4
+_FORMAT = 5
 _MUST_MATCH = ("yolo-adapruner", "ultralytics", "torch")
 _MAY_CHANGE = {"data", "device", "project", "name", "prune"}  # the image list and the method are compared on their own
 _SHOWN = 6

@@ -629,7 +629,7 @@ class AdaPruneMixin(Resumable):
         features = dimensions(len(self.paths)) if self.prune_config.redundancy and not self.args.compile else 0
         if not features:
             return 0, None
-        self._features = FeatureTap(model.model[-1], features)
+        self._features = FeatureTap(model.model[0], model.model[-1], features)
         return features, images.layout(self.train_loader.dataset, self.paths)
 
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
