@@ -16,7 +16,7 @@ from yolo_adapruner.engine.channels import detection_channels
 from yolo_adapruner.engine.losses import Assignment
 from yolo_adapruner.engine.owners import Owned
 from yolo_adapruner.engine.readings import OBJECT, TOP, objects, unexplained
-from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal, Spoilt, features
+from yolo_adapruner.engine.rehearse import FEATURES, READINGS, Rehearsal, Spoilt, features
 
 SIZE = 64
 
@@ -233,8 +233,9 @@ def test_both_sets_of_labels_read_at_once_as_one_after_the_other(
     for limit in (1000, 0):
         monkeypatch.setattr(rehearse, "_FEW_ANCHORS", limit)
         found.append(rehearsal.readings(Asked(seen, other), spoilt))  # type: ignore[arg-type]
-    assert found[0].shape == (owners, 2 * len(FEATURES))
+    assert found[0].shape == (owners, READINGS)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(found[1][:, : len(FEATURES)], features(seen), rtol=0, atol=0, equal_nan=True)
-    assert found[0][1, len(FEATURES) :].isnan().all()
-    assert found[0][0, len(FEATURES) :].isfinite().any()
+    spoilt_ones = found[0][:, len(FEATURES) : 2 * len(FEATURES)]
+    assert spoilt_ones[1].isnan().all()
+    assert spoilt_ones[0].isfinite().any()

@@ -29,7 +29,7 @@ _EPS = 1e-7
 
 
 @torch.no_grad()
-def detection_channels(seen: Assignment) -> Tensor:
+def detection_channels(seen: Assignment, silent: Tensor | None = None) -> Tensor:
     """Return the four channels of each owner, (K, 4) float32 >= 0, NaN where an owner has nothing to say.
 
     IoU is Ultralytics' probabilistic one where boxes are rotated, the one its own metrics of such models count with.
@@ -44,17 +44,32 @@ def detection_channels(seen: Assignment) -> Tensor:
     - missing: mean of the `MISSING_TOP` largest -log(1 - p) among predictions that no labelled box explains
       (IoU below 0.5 with each of them and not assigned to one); nats. The only channel of an image without boxes.
 
+    Objects of classes that are `silent`, (C,) bool, are left out of the first three.
+
     Where the images are not mixed, an owner is an entry of the batch, K = B. Where they are, an owner's objects are
     those of its labels, wherever in the batch they went. Its unexplained predictions are those at its places: of each
     image it has a place in, the same share of its anchors as `MISSING_TOP` is of all, at least one; and the mean over
     these images goes by how much of each is its own.
     """
     objects = _object_channels(seen)
+    if silent is not None:
+        objects = objects.masked_fill(silent[seen.gt_labels[..., 0].long()], torch.nan)
     if seen.owned is None:
         return torch.stack((*objects.nanmean(-1), _unexplained(seen)), 1)
     owner = seen.owned.labels.flatten()
     means = [mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
     return torch.stack((*means, _unexplained_by_owner(seen, seen.owned)), 1)
+
+
+@torch.no_grad()
+def every_object(seen: Assignment) -> Tensor:
+    """Return the first three channels of each owner, (K, 3), over objects of any class."""
+    objects = _object_channels(seen)
+    if seen.owned is None:
+        return objects.nanmean(-1).T
+    owner = seen.owned.labels.flatten()
+    each = [mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
+    return torch.stack(each, 1)
 
 
 def fit(readings: NDArray[np.floating]) -> tuple[float, float]:

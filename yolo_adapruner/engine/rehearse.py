@@ -20,12 +20,13 @@ from torch import Tensor
 
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.engine.attribution import Sources
-from yolo_adapruner.engine.channels import CHANNELS, detection_channels, mean_by
+from yolo_adapruner.engine.channels import CHANNELS, detection_channels, every_object, mean_by
 from yolo_adapruner.engine.dataset import identity
 from yolo_adapruner.engine.faults import FAULTS, Peers
 from yolo_adapruner.engine.losses import Assignment, LossTap
 from yolo_adapruner.engine.owners import Accounts
 from yolo_adapruner.engine.readings import OBJECT, TOP, Predicted, objects, predicted, unlabelled
+from yolo_adapruner.engine.sight import Sight
 from yolo_adapruner.engine.together import by_entry, owners_before, rows_together, together
 
 FEATURES = (
@@ -42,6 +43,8 @@ FEATURES = (
     "count",
 )
 """Columns of `features`: the channels; means and worst over objects; the unexplained predictions; number of labels."""
+OBJECTS = CHANNELS[:3]
+"""The channels that are means over objects."""
 MOST_PEERS = 10_000
 """So many images of the set at most are drawn from, a seeded sample."""
 MIXED_EVERY = 3
@@ -56,8 +59,14 @@ _TRIES = 40  # beside a training step there is no time for the fullest pictures
 _WHOLE = np.array([0.0, 0, 1, 1])
 
 
+READINGS = 2 * len(FEATURES) + len(OBJECTS)
+"""What `Rehearsal.readings` gives of an owner: as its labels are, under a fault, and `OBJECTS` over all classes."""
+
+
 @torch.no_grad()
-def features(seen: Assignment, by: Predicted | None = None) -> Tensor:
+def features(
+    seen: Assignment, by: Predicted | None = None, *, sight: Sight | None = None, noted: int | None = None
+) -> Tensor:
     """Return each owner's readings, (K, 14) float32, NaN where there is no label or no anchor.
 
     - unseen, unlabelled: -log of the best confidence at a label's place in any class, in its own; mean over labels.
@@ -72,11 +81,19 @@ def features(seen: Assignment, by: Predicted | None = None) -> Tensor:
     Args:
         seen: the batch's assignment.
         by: what `readings.predicted` says of it, where that is known already.
+        sight: which classes are not seen as yet, whose objects have no part in means and worst, and where it is noted
+            how well these are; None: all have one.
+        noted: of the first so many entries, whose labels are as they are; None: of all.
     """
     by = predicted(seen) if by is None else by
     each = dict(zip(OBJECT, objects(seen, by).unbind(2), strict=True))
     count, owner, area = _owners(seen)
-    valid = seen.gt_valid[..., 0].flatten()
+    unseen, unlabelled_ = (-(each[name] + _EPS).log() for name in ("support", "labelled"))
+    labels, classes, silent = seen.gt_valid[..., 0], seen.gt_labels[..., 0].long(), None
+    if sight is not None:
+        sight.note(classes[:noted], unseen[:noted], labels[:noted])
+        silent = sight.unheard(unseen.device)
+    valid = (labels if silent is None else labels & ~silent[classes]).flatten()
 
     def mean(values: Tensor) -> Tensor:
         return mean_by(owner, values.flatten(), count, valid.float())
@@ -86,14 +103,13 @@ def features(seen: Assignment, by: Predicted | None = None) -> Tensor:
         none = values.new_full((count,), torch.nan)
         return none.scatter_reduce_(0, owner[known], values.flatten()[known], "amax", include_self=False)
 
-    unseen, unlabelled_ = (-(each[name] + _EPS).log() for name in ("support", "labelled"))
     contest = each["other"] - each["labelled"]
     columns = [mean(v) for v in (unseen, unlabelled_, contest)]
     columns += [worst(v) for v in (each["localisation"], each["presence"], unseen, contest)]
     extra, extras = _extras(seen, by, count)
-    labels = torch.zeros_like(area).index_add_(0, owner, valid.float())
-    columns += [torch.where(area > 0, v, torch.nan) for v in (extra, extras / area, labels / area)]
-    return torch.cat((detection_channels(seen), torch.stack(columns, 1)), 1)
+    number = torch.zeros_like(area).index_add_(0, owner, labels.flatten().float())
+    columns += [torch.where(area > 0, v, torch.nan) for v in (extra, extras / area, number / area)]
+    return torch.cat((detection_channels(seen, silent), torch.stack(columns, 1)), 1)
 
 
 def _owners(seen: Assignment) -> tuple[int, Tensor, Tensor]:
@@ -170,10 +186,12 @@ class Rehearsal:
 
     Attributes:
         kinds: (N,) the fault each image is rehearsed with.
+        sight: which classes the detector does not see as yet, by the epoch before; what the caller opens and closes.
     """
 
     def __init__(self, peers: Sequence[Labels], n: int, classes: int, seed: int) -> None:
         self.seed, self.peers = seed, Peers(peers, classes, tries=_TRIES)
+        self.sight = Sight(classes)
         names = [name for name in FAULTS if name != "swapped" or classes > 1]
         order = np.random.default_rng([seed, n]).permutation(n)
         self.kinds: NDArray[np.str_] = np.array(names)[order % len(names)]
@@ -216,9 +234,9 @@ class Rehearsal:
 
     @torch.no_grad()
     def readings(self, tap: LossTap, spoilt: Spoilt | None, seen: Assignment | None = None) -> Tensor:
-        """Return a batch's features and beside them those under spoilt labels, (K, 28).
+        """Return a batch's features, beside them those under spoilt labels, and `OBJECTS` of all classes, (K, 31).
 
-        NaN in the second half where an owner does not carry its fault, or nothing is spoilt.
+        NaN in the second part where an owner does not carry its fault, or nothing is spoilt.
 
         Args:
             tap: has watched the batch's forward.
@@ -229,17 +247,22 @@ class Rehearsal:
         assert seen is not None
         by, device = predicted(seen), seen.scores.device
         if spoilt is None:
-            true = features(seen, by)
-            return torch.cat((true, torch.full_like(true, torch.nan)), 1)
+            true = features(seen, by, sight=self.sight)
+            return self._beside(true, torch.full_like(true, torch.nan), seen)
         asked = (spoilt.classes, spoilt.boxes, spoilt.valid, spoilt.owners)
         classes, boxes, valid, owners = (part.to(device, non_blocking=True) for part in asked)
         again = tap.again(classes, boxes, valid, owners, seen)
         if device.type != "cpu" or seen.boxes.shape[1] <= _FEW_ANCHORS:
-            true, wrong = features(together((seen, again)), by.twice()).chunk(2)
+            both = together((seen, again))
+            true, wrong = features(both, by.twice(), sight=self.sight, noted=len(seen.scores)).chunk(2)
         else:
-            true, wrong = features(seen, by), features(again, by)
+            true, wrong = features(seen, by, sight=self.sight), features(again, by, sight=self.sight, noted=0)
         untouched = ~spoilt.carried.to(device, non_blocking=True)
-        return torch.cat((true, wrong.masked_fill(untouched[:, None], torch.nan)), 1)
+        return self._beside(true, wrong.masked_fill(untouched[:, None], torch.nan), seen)
+
+    def _beside(self, true: Tensor, wrong: Tensor, seen: Assignment) -> Tensor:
+        all_seen = self.sight.unheard(true.device) is None
+        return torch.cat((true, wrong, true[:, : len(OBJECTS)] if all_seen else every_object(seen)), 1)
 
     def _spoil(self, image: int, labels: Labels, region: NDArray[np.float64]) -> Labels | None:
         low, size = region[:2], region[2:] - region[:2]

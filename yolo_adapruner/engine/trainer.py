@@ -43,8 +43,9 @@ from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.losses import Assignment, LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import Accounts, accounts
-from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, TRIED, Rehearsal, Spoilt
+from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, OBJECTS, READINGS, TRIED, Rehearsal, Spoilt
 from yolo_adapruner.engine.resumable import Resumable
+from yolo_adapruner.engine.sight import Sight
 from yolo_adapruner.engine.transforms import KEY
 from yolo_adapruner.engine.trouble import one_line, quiet
 from yolo_adapruner.engine.tryout import try_out
@@ -349,6 +350,8 @@ class AdaPruneMixin(Resumable):
         self._tap.watching = stage is not Stage.FINETUNE or self._reads_on
         if self._features is not None:
             self._features.watching = stage is not Stage.FINETUNE
+        if self._rehearsal is not None:
+            self._rehearsal.sight.open_epoch()
         if self._onlooker is not None:
             self._onlooker.open_epoch()
         weights = None
@@ -563,7 +566,10 @@ class AdaPruneMixin(Resumable):
     def _close_draw(self, visits: Visits, seen: evidence.Collected | None) -> None:
         if seen is not None:
             ids, values, views = seen
-            visits.add(ids, values[:, : len(self.channels)], views)
+            channels = values[:, : len(self.channels)].copy()
+            if self._rehearsal is not None and values.shape[1] == READINGS:
+                channels[:, : len(OBJECTS)] = values[:, -len(OBJECTS) :]  # what is not seen as yet is hard all the same
+            visits.add(ids, channels, views)
         if (shares := self._shares.collect()) is not None:
             visits.add_losses(*shares)
         distributed.add_up(visits.totals, self.device)
@@ -572,13 +578,17 @@ class AdaPruneMixin(Resumable):
     def _close_mask(self, pruner: Pruner, seen: evidence.Collected | None) -> None:
         if seen is not None:
             ids, values, views = seen
-            true, rehearsed = np.split(values, [pruner.readings], 1) if pruner.rehearses else (values, None)
+            true, rehearsed = values[:, : pruner.readings], None
+            if pruner.rehearses:
+                rehearsed = values[:, pruner.readings : 2 * pruner.readings]
             pruner.observe(ids, true, views, rehearsed=rehearsed)
         distributed.add_up(pruner.totals, self.device)
         if pruner.appearance is not None:
             if (looks := self._looks.collect()) is not None:
                 pruner.appearance.add(*looks)
             distributed.add_up(pruner.appearance.totals, self.device)
+        if self._rehearsal is not None and pruner.rehearses:
+            self._look_at_classes(self._rehearsal.sight)
         fits = self._fit(pruner.record.means())
         works = min(fits.values()) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
@@ -590,6 +600,17 @@ class AdaPruneMixin(Resumable):
         fresh = self._since == 0
         ran = pruner.close_epoch(metric, works=works, agree=self._agree(), rested=rested, fresh=fresh)
         self._columns = {f"prune/{key}": v for key, v in {**ran, **fits}.items()}
+
+    def _look_at_classes(self, sight: Sight) -> None:
+        """Close the epoch's account of what the detector sees of each class, and say so where that is another."""
+        if not sight.close_epoch(self.device):
+            return
+        names = [str(self.data["names"][at]) for at in np.flatnonzero(sight.silent)]
+        LOGGER.info(
+            f"boxes of {', '.join(names)} are not seen as yet: they do not count when labels are judged"
+            if names
+            else "boxes of all classes are seen"
+        )
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's line of results.csv with the controller's columns."""
@@ -657,14 +678,15 @@ class AdaPruneMixin(Resumable):
     def _read(self, seen: Assignment, loss: Tensor, spoilt: Spoilt | None) -> Tensor:
         """Return what forwards said of their batches' owners, NaN where nothing; see `Held`.
 
-        (K, C), and where this epoch rehearses faults (K, 2R): as they are, and under their faults.
+        (K, C), and where this epoch rehearses faults as `Rehearsal.readings`.
         """
         sound = evidence.sound(seen, loss)
         if self.pruner is None or self._rehearsal is None or not self._rehearses:
             readings = detection_channels(seen)
         elif spoilt is None and self.pruner.stage is Stage.WARMUP:  # nobody will ask for more of these
             few = detection_channels(seen)
-            readings = torch.nn.functional.pad(few, (0, 2 * len(FEATURES) - few.shape[1]), value=torch.nan)
+            none = few.new_full((len(few), READINGS - few.shape[1] - len(OBJECTS)), torch.nan)
+            readings = torch.cat((few, none, few[:, : len(OBJECTS)]), 1)
         else:
             readings = self._rehearsal.readings(self._tap, spoilt, seen)
         return readings.masked_fill(~sound[:, None], torch.nan)
@@ -716,6 +738,7 @@ class AdaPruneMixin(Resumable):
             "visits": None if self.visits is None else self.visits.state_dict(),
             "since": self._since,
             "validated": self._validated,
+            "sight": None if self._rehearsal is None else self._rehearsal.sight.state_dict(),
             "plan": None if keeps is None else keeps.state_dict(),
             "trajectory": None if self._onlooker is None else self._onlooker.trajectory.state_dict(),
         }
@@ -734,6 +757,8 @@ class AdaPruneMixin(Resumable):
         if self._onlooker is not None:
             self._onlooker.trajectory.load_state_dict(mask["trajectory"])
         if self.visits is not None:
+            if self._rehearsal is not None:
+                self._rehearsal.sight.load_state_dict(mask["sight"])
             self.visits.load_state_dict(mask["visits"])
             self._since, self._validated = mask["since"], mask["validated"]
             if mask["plan"] is not None:

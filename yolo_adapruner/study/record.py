@@ -124,11 +124,15 @@ class Recorder(AdaPruneTrainer):
             self._sheet.add(self._watch.assignment, self._in_batch, *self._labels_in_batch)
             if self._rehearsal is not None:
                 readings = self._rehearsal.readings(self._watch, self._spoilt).cpu().numpy()
-                self._sheet.rehearsed[np.asarray(self._in_batch)] = readings[:, len(FEATURES) :]
+                where, width = np.asarray(self._in_batch), len(FEATURES)
+                self._sheet.features[where] = readings[:, :width]
+                self._sheet.rehearsed[where] = readings[:, width : 2 * width]
             self._watch.clear()
         elif event == "on_train_epoch_end":
             self._watch.watching = False
             self.sheets.append(self._sheet)
+            if self._rehearsal is not None:
+                self._rehearsal.sight.close_epoch(self.device)
         super().run_callbacks(event)
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
