@@ -189,7 +189,7 @@ class Appearance:
 
 
 _STATE = ("mean", "weight", "_spread", "_freedom", "_scatter")
-_PAIRS = 1 << 15
+_PAIRS, _CELLS = 1 << 15, 1 << 22
 _HOPELESS = -5.0  # log odds: less than a hundredth of a copy
 
 
@@ -265,13 +265,16 @@ class Likeness:
         the square that bounds them.
         """
         rows = rows[np.isnan(self._usual[rows, 0])]
-        each = max(1, _PAIRS // len(self._cohort))
+        each = max(1, _CELLS // len(self._cohort))
+        cohort = self._scaled[self._cohort]
+        # Of usual own scatter the evidence is what all coordinates say at distance 0, less a quarter of the square.
+        copies = 4 * (0.5 * np.log1p(self._between / self._unit).sum() - self._prior)
         for start in range(0, len(rows), each):
             own = rows[start : start + each]
-            pairs = np.repeat(own, len(self._cohort)), np.tile(self._cohort, len(own))
-            squares = np.log(np.maximum(self._squares(*pairs), _EPS))
-            squares[(pairs[0] == pairs[1]) | (self._evidence(*pairs) > self._prior)] = np.inf  # itself, its copies
-            squares = squares.reshape(len(own), -1)
+            points = self._scaled[own]
+            squares = (points**2).sum(1)[:, None] + (cohort**2).sum(1) - 2 * points @ cohort.T
+            away = (squares >= copies) & (own[:, None] != self._cohort)  # neither a copy nor itself
+            squares = np.where(away, np.log(np.maximum(squares, _EPS)), np.inf)
             others = np.isfinite(squares).sum(1)
             self._usual[own] = np.inf, 0.0, 0.0
             told = others >= 2 * _NEAREST
