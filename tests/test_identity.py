@@ -81,7 +81,7 @@ def reader(monkeypatch):
         again[:] = [original(tap, *labels)]
         return again[0]
 
-    def widened(seen, by=None):
+    def widened(seen, by=None, **_):
         """All 14 readings of an owner; under spoilt labels it stands out, as a ruined image does."""
         known = read(seen)[:, :1].expand(-1, len(rehearse.FEATURES))
         both = len(seen.scores) > len(pixels[0])  # under the true labels, and then the same entries under spoilt ones
