@@ -145,7 +145,9 @@ def replay(trainer: Watched, left_out: Collection[tuple[int, int]] = (), *, tole
         for number, (ids, readings) in enumerate(one.batches, 1):
             if readings is not None and (one.epoch, number) not in left_out:
                 width = own.readings if own.rehearses else own.channels
-                own.observe(ids, readings[:, :width], rehearsed=readings[:, width : 2 * width] if own.rehearses else None)
+                own.observe(
+                    ids, readings[:, :width], rehearsed=readings[:, width : 2 * width] if own.rehearses else None
+                )
                 sound = np.isfinite(readings).any(1)
                 seen[ids[sound]] = True
                 looks = one.looks[number - 1]
