@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import build_set, train_here
-from tests.test_rehearse import mixed, random_assignment
+from tests.test_rehearse import Asked, mixed, random_assignment
 from yolo_adapruner.core import distributed
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.engine import rehearse, trainer
@@ -107,16 +107,6 @@ def test_boxes_of_an_unseen_class_have_no_part_in_what_is_read_of_labels(layers)
     torch.testing.assert_close(found[:, others], expected[:, others], equal_nan=True)
     torch.testing.assert_close(found[:, same], every[:, same], rtol=0, atol=0, equal_nan=True)
     assert not torch.allclose(found.nan_to_num(), every.nan_to_num())
-
-
-class Asked:
-    """A tap whose assigner answers with what it is given."""
-
-    def __init__(self, seen, answer) -> None:
-        self.assignment, self._answer = seen, answer
-
-    def again(self, *_):
-        return self._answer
 
 
 @pytest.mark.parametrize("limit", [1000, 0], ids=["at-once", "one-after-the-other"])

@@ -54,22 +54,22 @@ def detection_channels(seen: Assignment, silent: Tensor | None = None) -> Tensor
     objects = _object_channels(seen)
     if silent is not None:
         objects = objects.masked_fill(silent[seen.gt_labels[..., 0].long()], torch.nan)
-    if seen.owned is None:
-        return torch.stack((*objects.nanmean(-1), _unexplained(seen)), 1)
-    owner = seen.owned.labels.flatten()
-    means = [mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
-    return torch.stack((*means, _unexplained_by_owner(seen, seen.owned)), 1)
+    unexplained = _unexplained(seen) if seen.owned is None else _unexplained_by_owner(seen, seen.owned)
+    return torch.stack((*_means(objects, seen), unexplained), 1)
 
 
 @torch.no_grad()
 def every_object(seen: Assignment) -> Tensor:
     """Return the first three channels of each owner, (K, 3), over objects of any class."""
-    objects = _object_channels(seen)
+    return torch.stack(_means(_object_channels(seen), seen), 1)
+
+
+def _means(objects: Tensor, seen: Assignment) -> list[Tensor]:
+    """The mean of each owner's objects, three of (K,), by readings (3, B, M) that are NaN where there is none."""
     if seen.owned is None:
-        return objects.nanmean(-1).T
+        return list(objects.nanmean(-1))
     owner = seen.owned.labels.flatten()
-    each = [mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
-    return torch.stack(each, 1)
+    return [mean_by(owner, v.flatten(), seen.owned.count, torch.ones_like(v.flatten())) for v in objects]
 
 
 def fit(readings: NDArray[np.floating]) -> tuple[float, float]:

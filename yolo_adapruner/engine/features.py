@@ -85,7 +85,7 @@ class FeatureTap:
         return pooled @ drawn
 
     def close(self) -> None:
-        """Take the hook off the model."""
+        """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
         self._map = self._picture = None
