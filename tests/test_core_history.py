@@ -32,6 +32,27 @@ def test_a_reading_that_is_no_number_is_no_reading(bad):
     assert record.means().tolist() == [[4, 1]]
 
 
+def test_the_first_columns_alone_are_the_same():
+    record = EpochRecord(3, 3)
+    record.add(np.array([0, 2, 2]), np.array([[1.0, NAN, 5.0], [3.0, 4.0, NAN], [4.0, 4.0, 1.0]]))
+    np.testing.assert_array_equal(record.means(2), record.means()[:, :2])
+
+
+def test_of_many_samples_the_same_is_summed_in_fewer_bits(monkeypatch):
+    rng = np.random.default_rng(0)
+    ids, values, area = rng.integers(0, 50, 400), rng.lognormal(0, 1, (400, 3)), rng.random(400)
+    values[rng.random(values.shape) < 0.2] = NAN
+    whole = EpochRecord(50, 3)
+    whole.add(ids, values, area)
+    monkeypatch.setattr(module, "_MANY", 50)
+    monkeypatch.setattr(module, "_CHUNK", 64)
+    half = EpochRecord(50, 3)
+    half.add(ids, values, area)
+    assert half.totals[0].nbytes * 2 == whole.totals[0].nbytes
+    np.testing.assert_allclose(half.means(), whole.means(), rtol=1e-5)
+    np.testing.assert_array_equal(half.area, whole.area)
+
+
 def test_the_order_of_batches_and_samples_changes_nothing():
     rng = np.random.default_rng(0)
     values = rng.integers(0, 100, (30, 3)).astype(float)  # whole numbers add up the same in any order

@@ -72,6 +72,61 @@ def run(pruner: Pruner, first: int, last: int, unseen: int = -1) -> None:
         pruner.close_epoch(0.5)
 
 
+@pytest.mark.parametrize("worsens", [True, False])
+def test_only_who_is_rehearsed_teaches_and_of_the_others_is_asked_once_an_epoch(worsens: bool) -> None:
+    taught = np.arange(N) % 3 == 0
+    asked: list[tuple[np.ndarray, np.ndarray]] = []
+
+    class Asked(FirstColumn):
+        def __call__(
+            self, readings: np.ndarray, rehearsed: np.ndarray, evidence: np.ndarray, right: np.ndarray
+        ) -> np.ndarray:
+            assert rehearsed.shape == (taught.sum(), READINGS)
+            asked.append((evidence.copy(), right.copy()))
+            again = np.full(N, np.nan)
+            again[taught] = rehearsed[:, 0]
+            return np.where(evidence[:, None] > 0, word(readings[:, 0], again), np.nan)
+
+    judge = Asked(worsens=worsens)
+    judge.planted = np.where(taught, judge.planted, -1)
+    told = Suspicion(N, judge)
+    values = np.random.default_rng(0).normal(0, 1, (N, READINGS))
+    for epoch in range(2):
+        said = told.learn(values, values[taught] + 1, np.ones(N))
+        assert said is not None
+        assert np.isfinite(said).all()
+        *before, last = asked
+        assert len(before) == 2 - epoch  # the first epoch has no probe to ask who is calm
+        assert all((evidence > 0).tolist() == taught.tolist() for evidence, _ in before)
+        assert (last[0] == 1).all()
+        assert not any(right[~taught].any() for _, right in asked)
+        asked.clear()
+    np.testing.assert_allclose(told.log_odds, values[:, 0])
+    assert not told.wrong_ones[~taught].any()
+    other = Suspicion(N, judge)
+    other.load_state_dict(told.state_dict())
+    np.testing.assert_array_equal(other.posterior, told.posterior)
+    with pytest.raises(ValueError, match="probe's state"):
+        Suspicion(N, FirstColumn()).load_state_dict(told.state_dict())
+
+
+def test_a_pruner_notes_rehearsals_of_those_that_teach_alone() -> None:
+    taught = np.arange(N) % 3 == 0
+    judge = FirstColumn()
+    judge.planted = np.where(taught, judge.planted, -1)
+    pruner = pruner_of(judge)
+    pruner.open_epoch()
+    pruner.close_epoch(0.5)
+    pruner.open_epoch()
+    values = np.random.default_rng(0).lognormal(0, 1, (N, READINGS))
+    order = np.random.default_rng(1).permutation(N)
+    for ids, area in ((order[:25], None), (order[25:], np.full(N - 25, 0.5))):
+        pruner.observe(ids, values[ids], area, rehearsed=2 * values[ids])
+    total, weight, seen = pruner.totals[3:]
+    assert len(total) == len(seen) == taught.sum()
+    np.testing.assert_allclose(total / weight, 2 * values[taught])
+
+
 def test_the_signal_is_minus_log_of_the_probability_of_right_labels_from_mean_log_odds() -> None:
     pruner = pruner_of(FirstColumn())
     run(pruner, 0, 7, unseen=3)

@@ -97,6 +97,38 @@ def test_faults_among_hard_images_are_found(seed: int) -> None:
     assert not (told.posterior[~is_hard & ~wrong] > 0).any()
 
 
+def test_of_many_images_a_part_teaches_and_all_are_judged() -> None:
+    found, truth, rehearsed, kinds = planted(4)
+    taught = np.random.default_rng(0).permutation(N) < N // 2
+    told = Suspicion(N, FaultJudge(np.where(taught, kinds, ""), 4, torch.device("cpu")))
+    for _ in range(2):
+        said = told.learn(found, rehearsed[taught], np.ones(N))
+    assert said is not None
+    assert np.isfinite(said).all()
+    wrong = truth != "clean"
+    for part in (taught, ~taught):
+        assert auroc(told.log_odds[part], wrong[part]) > 0.94
+        assert (told.kind[part & wrong] == truth[part & wrong]).mean() > 0.85
+    assert told.wrong_ones.any()
+    assert not (told.wrong_ones & ~taught).any()
+
+
+def test_an_unknown_fault_is_refused() -> None:
+    with pytest.raises(ValueError, match="but got blurred"):
+        FaultJudge(np.array(["shifted", "blurred", ""]), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("most", [60, 120])
+def test_where_there_are_more_than_can_be_learned_from_nobody_is_judged_by_what_he_taught(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolo_adapruner.engine.judge.MOST_ROWS", most)
+    found, truth, rehearsed, kinds = planted(6)
+    verdict = judge(found, rehearsed, kinds)
+    assert auroc(verdict.suspicion, truth != "clean") > 0.9
+    assert np.isfinite(verdict.rehearsal).sum() == most  # of who did not teach the rehearsal is not asked for
+
+
 def test_a_rehearsal_that_changes_nothing_teaches_nothing() -> None:
     rng = np.random.default_rng(0)
     assert abs(judge(readings(rng), readings(rng), rng.choice(KINDS, N)).suspicion.mean()) < 1
@@ -171,3 +203,16 @@ def test_of_a_large_set_only_a_part_is_asked_whether_the_judge_is_ready(
     assert 2 <= warm <= 3
     assert np.isfinite(run.pruner.doubts).all()
     assert len(spoilt) == 3 * warm + 6 * joint  # every other of six batches, and all
+
+
+@pytest.mark.slow
+def test_of_a_large_set_only_a_part_is_rehearsed_and_every_image_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (rehearse, trainer):
+        monkeypatch.setattr(module, "MOST_REHEARSED", 24)
+    run = train_here(build_set(tmp_path / "set", train=48), tmp_path / "run", method={"warmup": 1}, epochs=5)
+    told = run.pruner.suspicion
+    assert len(told.taught) == 24
+    assert np.isfinite(told.posterior).all()
+    assert len(np.unique(told.posterior)) == 48

@@ -85,6 +85,7 @@ def test_rows_come_out_with_the_views_they_went_in_with():
     assert ids.tolist() == [4, 5, 6]
     assert readings.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert views.tolist() == [1, 0, 0.5]
+    assert kept.collect() is None  # given away
 
 
 FORWARDS = [

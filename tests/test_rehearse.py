@@ -14,7 +14,7 @@ from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.engine import readings, rehearse
 from yolo_adapruner.engine.channels import detection_channels
 from yolo_adapruner.engine.losses import Assignment
-from yolo_adapruner.engine.owners import Owned
+from yolo_adapruner.engine.owners import Accounts, Owned
 from yolo_adapruner.engine.readings import OBJECT, TOP, objects, unexplained
 from yolo_adapruner.engine.rehearse import FEATURES, READINGS, Rehearsal, Spoilt, features
 
@@ -239,3 +239,28 @@ def test_both_sets_of_labels_read_at_once_as_one_after_the_other(
     spoilt_ones = found[0][:, len(FEATURES) : 2 * len(FEATURES)]
     assert spoilt_ones[1].isnan().all()
     assert spoilt_ones[0].isfinite().any()
+
+
+def test_a_batch_of_images_that_are_never_rehearsed_is_not_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearse, "MOST_REHEARSED", 4)
+    peer = Labels(np.zeros(1, np.int64), np.array([[0.1, 0.1, 0.5, 0.5]]))
+    rehearsal = Rehearsal([peer], 10, 3, 0)
+    never = np.flatnonzero(rehearsal.kinds == "")
+    assert len(never) == 6
+    assert len(set(rehearsal.kinds[rehearsal.kinds != ""])) == 4
+    batch = {
+        "batch_idx": torch.tensor([0.0, 1]),
+        "cls": torch.zeros(2, 1),
+        "bboxes": torch.tensor([[0.3, 0.3, 0.2, 0.2]]).expand(2, 4),
+        "im_file": ["a", "b"],
+    }
+
+    def spoilt(*images: int) -> Spoilt | None:
+        whole = np.ones(2, np.float32)
+        return rehearsal.spoil(batch, (SIZE, SIZE), Accounts(np.array(images), whole, whole, None))
+
+    assert spoilt(*never[:2]) is None
+    rehearsed = np.flatnonzero(rehearsal.kinds == "shifted")
+    some = spoilt(int(never[0]), int(rehearsed[0]))
+    assert some is not None
+    assert some.carried.tolist() == [False, True]

@@ -1,29 +1,40 @@
 """What the mask's own work costs as a set grows: counted exactly where it can be, and else within wide margins."""
 
 import json
+from functools import partial
 
 import pytest
 
 from yolo_adapruner import bench
-from yolo_adapruner.core import history, mask, signal
+from yolo_adapruner.core import history, mask, signal, suspicion
 from yolo_adapruner.data import export
+from yolo_adapruner.engine import judge
 from yolo_adapruner.study import scale
 
 WIDE = 3.0  # what a hundred times as many images may make an iteration longer; misses of the cache are a quarter
 
 
 def test_an_iteration_costs_the_batch_and_not_the_set():
-    few, many = (min(scale.iteration(n, repeats=100) for _ in range(3)) for n in (10_000, 1_000_000))
+    few, many = scale.iterations((10_000, 1_000_000), repeats=300).values()
     assert many < WIDE * few
 
 
 @pytest.mark.parametrize(
-    ("work", "most"), [(scale.update, 40), (scale.close_epoch, 48)], ids=["the mask's step", "an epoch's end"]
+    ("work", "most"),
+    [(scale.update, 40), (scale.close_epoch, 48), (partial(scale.close_epoch, judged=True), 150)],
+    ids=["the mask's step", "an epoch's end", "an epoch's end with a judge"],
 )
 def test_beside_what_is_there_an_epoch_takes_a_few_bytes_a_sample(work, most, monkeypatch):
-    """An epoch's end sorts all samples once to see whom a cut would drop: 45 bytes each at its height."""
+    """An epoch's end sorts all samples once to see whom a cut would drop: 45 bytes each at its height.
+
+    With a judge it holds what is said of each, in 56 bytes, twice while that is put on top of what was said before.
+    """
     for module in (history, mask, signal):
         monkeypatch.setattr(module, "_CHUNK", 1 << 11)
+    for module in (judge, suspicion):
+        monkeypatch.setattr(module, "_STRIDE", 1 << 11)
+    for name in ("judge.MOST_ROWS", "rehearse.MOST_REHEARSED"):
+        monkeypatch.setattr(f"yolo_adapruner.engine.{name}", 1000)
     _, bytes_each = work(200_000)
     assert 1 < bytes_each < most
 

@@ -69,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="as in step")
     command.add_argument("--svg", type=Path, metavar="FILE", help="draw it as well")
     for name, work, words in (
-        ("mask", _mask, "the mask's own work at N images: an iteration, its step and an epoch's end without judge"),
+        (
+            "mask",
+            _mask,
+            "the mask's own work at N images: an iteration, its step and an epoch's end",
+        ),
         ("export", _export, "what writing a run's files, and writing them again, takes at N images"),
     ):
         command = commands.add_parser(name, help=words)
@@ -221,22 +225,26 @@ def _profile(args: argparse.Namespace) -> str:
 def _mask(args: argparse.Namespace) -> str:
     from yolo_adapruner.study import scale
 
-    found = {}
+    found, iterations = {}, scale.iterations(args.images)
     for n in args.images:
         (step, step_bytes), (epoch, epoch_bytes) = scale.update(n), scale.close_epoch(n)
+        judged, judged_bytes = scale.close_epoch(n, judged=True)
         found[n] = {
-            "iteration_us": 1e6 * scale.iteration(n),
+            "iteration_us": 1e6 * iterations[n],
             "update_seconds": step,
             "update_bytes": step_bytes,
             "epoch_seconds": epoch,
             "epoch_bytes": epoch_bytes,
+            "judged_epoch_seconds": judged,
+            "judged_epoch_bytes": judged_bytes,
         }
     if args.json:
         return json.dumps({"bench": "mask", "images": found})
     return "\n".join(
         f"{n:,} images: iteration {f['iteration_us']:.0f} us; mask's step {f['update_seconds']:.3f} CPU s and "
         f"{f['update_bytes']:.0f} bytes an image; epoch's end without judge {f['epoch_seconds']:.3f} CPU s and "
-        f"{f['epoch_bytes']:.0f} bytes an image"
+        f"{f['epoch_bytes']:.0f} bytes an image, with it {f['judged_epoch_seconds']:.3f} CPU s and "
+        f"{f['judged_epoch_bytes']:.0f} bytes an image"
         for n, f in found.items()
     )
 

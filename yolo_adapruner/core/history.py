@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 _EPS = 1e-12
 _CHUNK = 1 << 16  # samples a stride
+_MANY = 1 << 20
+"""Samples from which on an epoch's few readings of each are summed in 32 bits."""
 
 
 class EpochRecord:
@@ -28,9 +30,10 @@ class EpochRecord:
     """
 
     def __init__(self, n: int, channels: int) -> None:
+        kind = np.float32 if n >= _MANY else np.float64
         self.area = np.zeros(n)
-        self._sum = np.zeros((n, channels))
-        self._weight = np.zeros((n, channels))
+        self._sum = np.zeros((n, channels), kind)
+        self._weight = np.zeros((n, channels), kind)
 
     def add(
         self, ids: NDArray[np.integer], values: NDArray[np.floating], area: NDArray[np.floating] | None = None
@@ -48,22 +51,30 @@ class EpochRecord:
         weight = np.ones(len(ids)) if area is None else np.asarray(area, np.float64)
         if weight.shape != (len(ids),) or not (np.isfinite(weight) & (weight >= 0)).all():
             raise ValueError(f"Expected an area of 0 or more for each of {len(ids)} readings, but got {weight}.")
-        seen = np.isfinite(values) & (weight > 0)[:, None]
-        np.add.at(self._sum, ids, np.where(seen, values, 0.0) * weight[:, None])
-        np.add.at(self._weight, ids, seen * weight[:, None])
-        np.add.at(self.area, ids, seen.any(1) * weight)
+        for begin in range(0, len(ids), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            own, by = ids[part], weight[part]
+            seen = np.isfinite(values[part]) & (by > 0)[:, None]
+            np.add.at(self._sum, own, np.where(seen, values[part], 0.0) * by[:, None])
+            np.add.at(self._weight, own, seen * by[:, None])
+            np.add.at(self.area, own, seen.any(1) * by)
 
     @property
     def totals(self) -> tuple[NDArray[Any], ...]:
         """The sums behind the means, sample by sample; where several processes share an epoch, theirs are added up."""
         return self._sum, self._weight, self.area
 
-    def means(self) -> NDArray[np.float64]:
-        """Return the epoch's mean reading of each sample by area, (N, C), NaN where there was none."""
-        seen = self._weight > 0
-        return np.where(seen, self._sum / np.where(seen, self._weight, 1), np.nan)
+    def means(self, columns: int | None = None) -> NDArray[np.floating]:
+        """Return the epoch's mean reading of each sample by area, (N, C), NaN where there was none.
 
-    def close(self) -> NDArray[np.float64]:
+        Args:
+            columns: of so many of the first columns alone; None: of all.
+        """
+        total, weight = self._sum[:, :columns], self._weight[:, :columns]
+        result = np.full_like(total, np.nan)
+        return np.divide(total, weight, out=result, where=weight > 0)
+
+    def close(self) -> NDArray[np.floating]:
         """Return `means()` in the place of the sums, which are lost: no memory beside, and no other reading after."""
         means = self._sum
         for begin in range(0, len(means), _CHUNK):

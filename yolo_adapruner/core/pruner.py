@@ -201,6 +201,11 @@ class Pruner:
         self.constraints = constraints or Constraints()
         self.channels, self.readings = channels, readings or channels
         self.suspicion = Suspicion(n, judge)
+        taught = self.suspicion.taught
+        self._rehearsed_row: NDArray[np.int32] | None = None  # None: each sample's own
+        if len(taught) < n:
+            self._rehearsed_row = np.full(n, -1, np.int32)
+            self._rehearsed_row[taught] = np.arange(len(taught))
         self.appearance = Appearance(n, features, layout) if features and settings.redundancy else None
         self.redundancy = Redundancy(n)
         draws = settings.rest == DRAW and judge is not None
@@ -292,7 +297,7 @@ class Pruner:
     def open_epoch(self) -> None:
         """Begin an epoch, or begin it again."""
         self._record = EpochRecord(self.n, self.readings if self.rehearses else self.channels)
-        self._rehearsed = EpochRecord(self.n, self.readings) if self.rehearses else None
+        self._rehearsed = EpochRecord(len(self.suspicion.taught), self.readings) if self.rehearses else None
         if self.appearance is not None:
             self.appearance.open_epoch()
 
@@ -345,14 +350,20 @@ class Pruner:
             area: (B,) in whole views, finite and >= 0: how much of what this sample shows when it is alone.
                 A quarter of it in a mosaic is 0.25; the caller divides, the core knows no pixels. None:
                 a whole view each.
-            rehearsed: (B, R), the same under each sample's fault, rows of NaN where it carries none.
+            rehearsed: (B, R), the same under each sample's fault, rows of NaN where it carries none; what is said of
+                samples that teach no judge is not asked for.
 
         Raises:
             ValueError: an area is negative or no number, or there is not one for each of `ids`.
         """
         self.record.add(ids, readings, area)
-        if rehearsed is not None and self._rehearsed is not None:
-            self._rehearsed.add(ids, rehearsed, area)
+        if rehearsed is None or self._rehearsed is None:
+            return
+        if self._rehearsed_row is not None:
+            rows = self._rehearsed_row[ids]
+            own = rows >= 0
+            ids, rehearsed, area = rows[own], rehearsed[own], None if area is None else area[own]
+        self._rehearsed.add(ids, rehearsed, area)
 
     def close_epoch(
         self,
@@ -390,7 +401,7 @@ class Pruner:
 
     def _close_warmup(self, metric: float, works: bool, agree: float) -> None:
         self._warm_epochs += 1
-        means = self.record.means()
+        means = self.record.close()
         now = surprise(means[:, : self.channels])
         self.agreement = rank_agreement(self._surprise, now)
         self._surprise = np.where(np.isnan(now), self._surprise, now)
@@ -403,7 +414,7 @@ class Pruner:
             self.stage = Stage.JOINT
             self.state = controller.start(self.schedule, metric)
 
-    def _doubt(self, readings: NDArray[np.float64]) -> float:
+    def _doubt(self, readings: NDArray[np.floating]) -> float:
         """What a judge that learns in this epoch alone takes for wrong, [0, 1], a mean over those it was rehearsed on.
 
         It learns where right and wrong are equally frequent, and so begins at 1/2. As the model gets better at telling
@@ -411,8 +422,9 @@ class Pruner:
         """
         assert self.suspicion.judge is not None
         assert self._rehearsed is not None
-        rehearsed = self._rehearsed.means()
-        evidence = np.where(np.isfinite(rehearsed).any(1), np.minimum(self.record.area, 1), 0)
+        rehearsed, evidence = self._rehearsed.close(), np.zeros(self.n)
+        taught = self.suspicion.taught
+        evidence[taught] = np.where(np.isfinite(rehearsed).any(1), np.minimum(self.record.area[taught], 1), 0)
         said = self.suspicion.judge(readings, rehearsed, evidence, np.ones(self.n, bool))
         return math.nan if said is None else mean_probability(said[:, 0])
 

@@ -32,8 +32,8 @@ _AT_FIRST = 0.05
 """The share to begin with, which odds that tell nothing do not move: labels are right till something speaks."""
 _ASKED = 20_000
 """Samples at most that the shares of wrong labels are estimated from, and who is left out."""
-_STRIDE = 1 << 20
-"""Samples whose posterior is worked out at a time: at ten million, all kinds of all of them would take gigabytes."""
+_STRIDE = 1 << 18
+"""Samples that are worked on at a time: at ten million, all kinds of all of them would take gigabytes."""
 
 
 class Judge(Protocol):
@@ -44,8 +44,11 @@ class Judge(Protocol):
         """Names of the faults it tells apart, K."""
 
     @property
-    def planted(self) -> NDArray[np.int64]:
-        """Which of these each sample is rehearsed under, (N,)."""
+    def planted(self) -> NDArray[np.integer]:
+        """Which of these each sample is rehearsed under, (N,); -1 where it never is.
+
+        Those that are, T, alone teach: of many samples a part says enough.
+        """
 
     @property
     def worsens(self) -> bool:
@@ -61,8 +64,8 @@ class Judge(Protocol):
 
     def __call__(
         self,
-        readings: NDArray[np.float64],
-        rehearsed: NDArray[np.float64],
+        readings: NDArray[np.floating],
+        rehearsed: NDArray[np.floating],
         evidence: NDArray[np.float64],
         right: NDArray[np.bool_],
     ) -> NDArray[np.float64] | None:
@@ -74,7 +77,8 @@ class Judge(Protocol):
 
         Args:
             readings: of the samples as they are, (N, R), NaN where there is none.
-            rehearsed: of the samples under their faults, (N, R), rows of NaN where one carries none.
+            rehearsed: of the T samples that are rehearsed under their faults, (T, R), rows of NaN where one carries
+                none.
             evidence: how much of each sample its readings rest on, (N,) in [0, 1]; 0 where it was not seen.
             right: which samples teach what right labels read like, (N,).
         """
@@ -86,18 +90,25 @@ class Suspicion:
     Args:
         n: number of samples.
         judge: None where there is none; then nothing is ever known.
+
+    Attributes:
+        taught: (T,) the samples that are rehearsed and teach the judge.
     """
 
     def __init__(self, n: int, judge: Judge | None) -> None:
         self.judge = judge
+        planted = np.full(n, -1) if judge is None else judge.planted
+        self.taught = np.flatnonzero(planted >= 0)
+        self._planted = planted[self.taught]
         self._sum = np.zeros((n, 1 + len(judge.kinds) if judge is not None else 0))
         self._weight = np.zeros(n)
-        self._probe = np.zeros((n, 4))  # the sum of the probe's log odds and its weight, and of its rehearsals'
-        self._kinds = 1 if judge is None else max(1, len(np.unique(judge.planted)))  # those that are rehearsed
+        # of those that teach the sum of the probe's log odds and its weight, and of its rehearsals'
+        self._probe = np.zeros((len(self.taught), 4))
+        self._kinds = max(1, len(np.unique(self._planted)))  # those that are rehearsed
         self._shares: NDArray[np.float64] | None = None  # not worked out since it last learned
 
     def learn(
-        self, readings: NDArray[np.float64], rehearsed: NDArray[np.float64], evidence: NDArray[np.float64]
+        self, readings: NDArray[np.floating], rehearsed: NDArray[np.floating], evidence: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
         """Take an epoch and return the signal of this epoch alone, (N,), or None where nothing was learned.
 
@@ -111,41 +122,65 @@ class Suspicion:
         if self.judge is None:
             return None
         before = self._probe
+        asked = evidence if len(self.taught) == len(evidence) else self._of_the_taught(evidence)
         if (calm := self._calm()) is None:
-            first = self.judge(readings, rehearsed, evidence, np.ones(len(evidence), bool))
-            calm = None if first is None else _calm(first[:, 0])
-        if calm is None or (probe := self.judge(readings, rehearsed, evidence, calm)) is None:
+            first = self.judge(readings, rehearsed, asked, self._everywhere(True))
+            calm = None if first is None else _calm(first[self.taught, 0])
+        if calm is None or (said := self.judge(readings, rehearsed, asked, self._everywhere(calm))) is None:
             return None
-        said: NDArray[np.float64] | None = probe
-        self._probe = _added(before, probe, evidence)
-        if self.judge.worsens:
-            said = self.judge(readings, rehearsed, evidence, ~self.wrong_ones)
-        elif ((again := ~self.wrong_ones) != calm).any():
-            said = self.judge(readings, rehearsed, evidence, again)
-            self._probe = self._probe if said is None else _added(before, said, evidence)
-        if said is None:
-            self._probe = before
-            return None
-        own = np.delete(said, 1, 1)
-        weight = np.where(np.isfinite(own).all(1), evidence, 0)
-        self._sum = self._sum + np.where(weight[:, None] > 0, own, 0) * weight[:, None]
-        self._weight = self._weight + weight
-        self._shares = None
+        self._probe = _added(before, said[self.taught, :2], asked[self.taught])
+        again = ~self._wrong_ones()
+        alike = not self.judge.worsens and (again == calm).all()
+        if not alike or asked is not evidence:
+            del said
+            answer = self.judge(readings, rehearsed, evidence, self._everywhere(again))
+            if answer is None:
+                self._probe = before
+                return None
+            said = answer
+            if not self.judge.worsens:
+                self._probe = _added(before, said[self.taught, :2], asked[self.taught])
+        self._add(said, evidence)
         return softplus(said[:, 0])
 
+    def _add(self, said: NDArray[np.float64], evidence: NDArray[np.float64]) -> None:
+        """Put what was said of samples, (N, 2 + K), on top of the epochs before, in place."""
+        for begin in range(0, len(said), _STRIDE):
+            part = slice(begin, begin + _STRIDE)
+            own = np.delete(said[part], 1, 1)
+            weight = np.where(np.isfinite(own).all(1), evidence[part], 0)
+            self._sum[part] += np.where(weight[:, None] > 0, own, 0) * weight[:, None]
+            self._weight[part] += weight
+        self._shares = None
+
+    def _of_the_taught(self, evidence: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The evidence of those that teach, 0 of the others: of these nobody asks who teaches, (N,)."""
+        result = np.zeros_like(evidence)
+        result[self.taught] = evidence[self.taught]
+        return result
+
+    def _everywhere(self, taught: NDArray[np.bool_] | bool) -> NDArray[np.bool_]:
+        """What is so of those that teach, (T,), and of no other, (N,)."""
+        result = np.zeros(len(self._weight), bool)
+        result[self.taught] = taught
+        return result
+
     def _calm(self) -> NDArray[np.bool_] | None:
-        """Who is to teach the probe by what it has said so far, (N,); None where it has said nothing."""
+        """Who is to teach the probe by what it has said so far, (T,); None where it has said nothing."""
         return _calm(_mean(*self._probe[:, :2].T)) if self._probe[:, 1].any() else None
 
     @property
     def wrong_ones(self) -> NDArray[np.bool_]:
-        """Which samples do not teach what right labels read like, by the epochs so far, (N,)."""
+        """Which of the samples that could do not teach what right labels read like, by the epochs so far, (N,)."""
+        return self._everywhere(self._wrong_ones())
+
+    def _wrong_ones(self) -> NDArray[np.bool_]:
         if self.judge is None:
-            return np.zeros(len(self._weight), bool)
+            return np.zeros(len(self.taught), bool)
         if not self.judge.worsens:
             calm = self._calm()
-            return np.zeros(len(self._weight), bool) if calm is None else ~calm
-        return wrong_ones(_mean(*self._probe[:, :2].T), _mean(*self._probe[:, 2:].T), self.judge.planted)
+            return np.zeros(len(self.taught), bool) if calm is None else ~calm
+        return wrong_ones(_mean(*self._probe[:, :2].T), _mean(*self._probe[:, 2:].T), self._planted)
 
     @property
     def log_odds(self) -> NDArray[np.float64]:
@@ -230,8 +265,10 @@ class Suspicion:
         found = np.array(state["sum"], np.float64)
         if found.shape != self._sum.shape:
             raise ValueError(f"Expected a judge's state of shape {self._sum.shape}, but got {found.shape}.")
-        self._sum, self._weight = found, np.array(state["weight"], np.float64)
-        self._probe = np.array(state["probe"], np.float64)
+        probe = np.array(state["probe"], np.float64)
+        if self.judge is not None and probe.shape != self._probe.shape:
+            raise ValueError(f"Expected a probe's state of shape {self._probe.shape}, but got {probe.shape}.")
+        self._sum, self._weight, self._probe = found, np.array(state["weight"], np.float64), probe
         self._shares = None
 
 
@@ -247,7 +284,7 @@ def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def wrong_ones(
-    log_odds: NDArray[np.float64], rehearsed: NDArray[np.float64], planted: NDArray[np.int64]
+    log_odds: NDArray[np.float64], rehearsed: NDArray[np.float64], planted: NDArray[np.integer]
 ) -> NDArray[np.bool_]:
     """Return which samples are to be left out of what right labels are learned from, (N,).
 

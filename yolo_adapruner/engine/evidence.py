@@ -78,15 +78,17 @@ class Evidence:
         self._waiting = []
 
     def collect(self) -> Collected | None:
-        """Return all that counts, ids (R,), readings (R, C) and views (R,), or None where nothing was noted.
+        """Give away all that counts, ids (R,), readings (R, C) and views (R,), or None where nothing was noted.
 
         Batches whose step has not come yet, as gradient accumulation leaves some at the end of an epoch, are in it.
+        Afterwards nothing is held: of millions of images it would be held twice.
         """
         self.settle(taken=True)
         asked = [taken for _, taken in self._settled if isinstance(taken, Tensor)]
         told = iter(torch.stack(asked).tolist() if asked else ())  # of the device once
         counts = [next(told) if isinstance(taken, Tensor) else taken for _, taken in self._settled]
         noted = [each for (batches, _), taken in zip(self._settled, counts, strict=True) if taken for each in batches]
+        self._settled = []
         if not noted:
             return None
         ids, readings, views, where = zip(*noted, strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ from yolo_adapruner.errors import DataError
 FOLDS, STRENGTH = 5, 1.0
 MOST_ROWS = 20_000
 """Images that a fit learns from at most; all are judged."""
+_STRIDE = 1 << 15
+"""Images that did not teach are judged so many at a time."""
 _CLIP = 4.0
 """Spreads from the median beyond which a reading counts no more.
 
@@ -111,14 +113,14 @@ class FaultJudge:
     """The judge that `core.suspicion` asks once an epoch; in a run of several processes the first one's word counts.
 
     Args:
-        rehearsed_kinds: fault each of the N images is rehearsed with.
+        rehearsed_kinds: (N,) fault each image is rehearsed with, "" where it never is.
         seed: deals the images out to folds.
         device: where the group's backend wants its tensors.
         columns: what is read of an image.
 
     Attributes:
         kinds: the faults it tells apart.
-        planted: (N,) which of them each image is rehearsed with.
+        planted: (N,) which of them each image is rehearsed with, -1 where it never is.
         worsens, often: see `Columns`.
     """
 
@@ -126,29 +128,24 @@ class FaultJudge:
         self, rehearsed_kinds: NDArray[np.str_], seed: int, device: torch.device, columns: Columns = BOXES
     ) -> None:
         self.kinds, self.worsens, self.often = columns.kinds, columns.worsens, columns.often
-        self.planted = np.array([columns.kinds.index(kind) for kind in rehearsed_kinds.tolist()], np.int64)
-        self._columns = columns
-        self._rehearsed_kinds, self._seed, self._device = rehearsed_kinds, seed, device
+        self.planted = _numbers(rehearsed_kinds, columns)
+        self._taught = np.flatnonzero(self.planted >= 0)
+        self._columns, self._seed, self._device = columns, seed, device
 
-    def __call__(self, readings: Array, rehearsed: Array, evidence: Array, right: NDArray[np.bool_]) -> Array | None:
+    def __call__(
+        self,
+        readings: NDArray[np.floating],
+        rehearsed: NDArray[np.floating],
+        evidence: Array,
+        right: NDArray[np.bool_],
+    ) -> Array | None:
         """Return log odds and kinds; see `core.suspicion.Judge`."""
         said = np.full((len(readings), 2 + len(self.kinds)), np.nan)
         seen = np.isfinite(readings[:, self._columns.at(self._columns.first)[0]]) & (evidence > 0)
         if distributed.first():
-            kinds, weights = self._rehearsed_kinds[seen], evidence[seen]
-            try:
-                verdict = judge(
-                    readings[seen],
-                    rehearsed[seen],
-                    kinds,
-                    weights=weights,
-                    right=right[seen],
-                    seed=self._seed,
-                    columns=self._columns,
-                )
-                said[seen] = np.column_stack((verdict.suspicion, verdict.rehearsal, verdict.likelihoods))
-            except DataError:  # a small set, or a joint stage whose pictures showed too little
-                pass
+            material = _Material(readings, rehearsed, self._taught, self.planted, evidence, seen, right, self._columns)
+            with suppress(DataError):  # a small set, or a joint stage whose pictures showed too little
+                material.judge(said, self._seed)
         distributed.from_first(said, self._device)
         return said if np.isfinite(said).any() else None
 
@@ -180,36 +177,110 @@ def judge(
     Raises:
         DataError: too few images.
     """
-    ready = np.isfinite(rehearsed[:, columns.at(columns.first)[0]])
-    least = min(2, len(columns.kinds))
-    if min(len(readings), ready.sum()) < 2 * FOLDS or len(set(kinds[ready])) < least:
-        raise DataError(f"Expected {2 * FOLDS} images or more and {least} kinds of rehearsed fault, but got fewer.")
-    rests = np.ones(len(readings)) if weights is None else np.asarray(weights, np.float64)
-    teaches = np.ones(len(readings), bool) if right is None else right
-    sample = np.sort(np.random.default_rng([seed, len(readings)]).permutation(len(readings))[:MOST_ROWS])
-    true, wrong = (_standardised(values, readings, columns) for values in (readings, rehearsed))
-    said = np.empty((len(true), 1 + len(columns.kinds)))
-    rehearsal = np.full(len(true), np.nan)
-    models = []
-    for learned, unseen in KFold(FOLDS, shuffle=True, random_state=seed).split(sample):
-        seen = sample[learned]
-        models.append(_model(true, wrong, kinds, rests, seen[teaches[seen]], seen[ready[seen]]))
-        own = sample[unseen]
-        said[own] = _said(models[-1], true[own], columns.kinds)
-        if not len(own := own[ready[own]]):
-            continue  # a small set whose few rehearsed images are all in other folds
-        rehearsal[own] = _said(models[-1], wrong[own], columns.kinds)[:, 0]
-    if len(rest := np.setdiff1d(np.arange(len(true)), sample)):
-        said[rest] = np.mean([_said(model, true[rest], columns.kinds) for model in models], axis=0)
-    return Verdict(said[:, 0], rehearsal, said[:, 1:], columns.kinds)
+    n = len(readings)
+    rests = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    everyone = np.ones(n, bool)
+    teaches = everyone if right is None else right
+    planted = _numbers(kinds, columns)
+    said = np.empty((n, 2 + len(columns.kinds)))
+    _Material(readings, rehearsed, np.arange(n), planted, rests, everyone, teaches, columns).judge(said, seed)
+    return Verdict(said[:, 0], said[:, 1], said[:, 2:], columns.kinds)
 
 
-def _standardised(values: NDArray[np.floating], among: NDArray[np.floating], columns: Columns) -> Array:
-    """Return columns on one scale, median 0 and unit spread among the images as they are, 0 for what was not read."""
-    values, among = _logarithms(values, columns), _logarithms(among, columns)
+@dataclass(frozen=True, eq=False)
+class _Material:
+    """What an epoch gives to learn from: of N images their readings, of T of them those under faults.
+
+    Attributes:
+        readings: (N, R), and `rehearsed` (T, R) of the images `taught`, (T,).
+        planted: (N,) fault each is rehearsed with.
+        weights: (N,) how much of each its readings rest on.
+        seen: (N,) which are to be judged.
+        right: (N,) which teach what right labels read like.
+        columns: what the R readings are.
+    """
+
+    readings: NDArray[np.floating]
+    rehearsed: NDArray[np.floating]
+    taught: NDArray[np.int64]
+    planted: NDArray[np.int8]
+    weights: Array
+    seen: NDArray[np.bool_]
+    right: NDArray[np.bool_]
+    columns: Columns
+
+    def judge(self, said: Array, seed: int) -> None:
+        """Put log odds of labels and of rehearsals, and kinds, of the images that were seen into (N, 2 + K), in place.
+
+        Raises:
+            DataError: too few images; nothing was put anywhere.
+        """
+        columns, rows = self.columns, np.flatnonzero(self.seen)
+        carried = self.seen[self.taught] & np.isfinite(self.rehearsed[:, columns.at(columns.first)[0]])
+        ready = np.zeros(len(self.seen), bool)
+        ready[self.taught[carried]] = True
+        least = min(2, len(columns.kinds))
+        if min(len(rows), carried.sum()) < 2 * FOLDS or len(set(self.planted[ready].tolist())) < least:
+            raise DataError(f"Expected {2 * FOLDS} images or more and {least} kinds of rehearsed fault, but got fewer.")
+        usual = rows[_sample(len(rows), seed)]
+        low, middle, high = _deciles(self.readings[usual], columns)
+        # Of more than can be learned from, those that have something to teach.
+        sample = usual if len(rows) <= MOST_ROWS else np.flatnonzero(ready | (self.seen & self.right))
+        sample = sample[_sample(len(sample), seed)]
+        place = np.searchsorted(self.taught, sample).clip(max=len(self.taught) - 1)
+        ready, right = ready[sample], self.right[sample]
+
+        def scaled(values: NDArray[np.floating]) -> Array:
+            return _standardised(values, low, middle, high, columns)
+
+        true, wrong = scaled(self.readings[sample]), scaled(self.rehearsed[place])
+        kinds, weights = np.array(columns.kinds)[self.planted[sample]], self.weights[sample]
+        own = [0, *range(2, said.shape[1])]
+        said[rows, 1] = np.nan
+        models = []
+        for learned, unseen in KFold(FOLDS, shuffle=True, random_state=seed).split(sample):
+            models.append(_model(true, wrong, kinds, weights, learned[right[learned]], learned[ready[learned]]))
+            said[np.ix_(sample[unseen], own)] = _said(models[-1], true[unseen], columns.kinds)
+            if len(again := unseen[ready[unseen]]):  # a small set's few rehearsed images may be all in other folds
+                said[sample[again], 1] = _said(models[-1], wrong[again], columns.kinds)[:, 0]
+        rest = np.setdiff1d(rows, sample, assume_unique=True) if len(rows) > len(sample) else rows[:0]
+        for begin in range(0, len(rest), _STRIDE):
+            part = rest[begin : begin + _STRIDE]
+            values = scaled(self.readings[part])
+            said[np.ix_(part, own)] = np.mean([_said(model, values, columns.kinds) for model in models], axis=0)
+
+
+def _numbers(kinds: NDArray[np.str_], columns: Columns) -> NDArray[np.int8]:
+    """Which of the kinds that are told apart each is, (N,), -1 for "".
+
+    Raises:
+        ValueError: there is another kind.
+    """
+    numbers = np.full(len(kinds), -1, np.int8)
+    for number, kind in enumerate(columns.kinds):
+        numbers[kinds == kind] = number
+    if len(strange := np.unique(kinds[(numbers < 0) & (kinds != "")])):
+        raise ValueError(f"Expected faults of {', '.join(columns.kinds)}, but got {', '.join(strange.tolist())}.")
+    return numbers
+
+
+def _sample(n: int, seed: int) -> NDArray[np.int64]:
+    """`MOST_ROWS` of n at most, drawn by lot, in their order."""
+    if n <= MOST_ROWS:
+        return np.arange(n)
+    return np.sort(np.random.default_rng([seed, n]).choice(n, MOST_ROWS, replace=False, shuffle=False))
+
+
+def _deciles(values: NDArray[np.floating], columns: Columns) -> NDArray[np.float64]:
+    """First, fifth and ninth deciles of images' columns, (3, R)."""
+    among = _logarithms(values, columns)
     among[:, np.isnan(among).all(0)] = 0  # nobody was read there: whatever stands in the rehearsal counts for nothing
-    low, middle, high = np.nanquantile(among, (0.1, 0.5, 0.9), axis=0)
-    scaled = (values - middle) / ((high - low) / _DECILES + 1e-6)
+    return np.asarray(np.nanquantile(among, (0.1, 0.5, 0.9), axis=0))
+
+
+def _standardised(values: NDArray[np.floating], low: Array, middle: Array, high: Array, columns: Columns) -> Array:
+    """Return columns on one scale, median 0 and unit spread among the images as they are, 0 for what was not read."""
+    scaled = (_logarithms(values, columns) - middle) / ((high - low) / _DECILES + 1e-6)
     return np.where(np.isfinite(scaled), scaled, 0.0).clip(-_CLIP, _CLIP)
 
 

@@ -49,6 +49,8 @@ MOST_PEERS = 10_000
 """So many images of the set at most are drawn from, a seeded sample."""
 MIXED_EVERY = 3
 """Of batches whose images are mixed every so manyth is rehearsed: in an epoch an image is in several, by parts."""
+MOST_REHEARSED = 20_000
+"""Images that are rehearsed at most, a seeded sample of the set: as many as a judge learns from."""
 TRIED = 2000
 """So many images an epoch, about, tell whether the judge is ready; where there are twice as many, not all are asked."""
 _FEW_ANCHORS = 1000
@@ -185,7 +187,7 @@ class Rehearsal:
         seed: decides each image's kind and draw.
 
     Attributes:
-        kinds: (N,) the fault each image is rehearsed with.
+        kinds: (N,) the fault each image is rehearsed with, "" where it never is.
         sight: which classes the detector does not see as yet, by the epoch before; what the caller opens and closes.
     """
 
@@ -195,6 +197,7 @@ class Rehearsal:
         names = [name for name in FAULTS if name != "swapped" or classes > 1]
         order = np.random.default_rng([seed, n]).permutation(n)
         self.kinds: NDArray[np.str_] = np.array(names)[order % len(names)]
+        self.kinds[order >= MOST_REHEARSED] = ""
 
     @classmethod
     def of(cls, dataset: Any, numbers: Mapping[str, int], classes: int, seed: int) -> Rehearsal:
@@ -209,8 +212,8 @@ class Rehearsal:
 
     def spoil(
         self, batch: Mapping[str, Any], shape: tuple[int, int], accounts: Accounts, sources: Sources | None = None
-    ) -> Spoilt:
-        """Return a batch's labels under each owner's fault.
+    ) -> Spoilt | None:
+        """Return a batch's labels under each owner's fault, None where it has no owner that is rehearsed.
 
         Args:
             batch: as the loader gives it, on the CPU: `batch_idx` (N,), `cls` (N, 1), `bboxes` (N, 4) centre and size
@@ -219,6 +222,8 @@ class Rehearsal:
             accounts: whose accounts the batch goes onto.
             sources: what came with it; wanted where images are mixed.
         """
+        if not (self.kinds[accounts.numbers] != "").any():
+            return None
         entry = batch["batch_idx"].long().cpu().numpy()
         classes = batch["cls"].reshape(-1).long().cpu().numpy()
         boxes = _corners(batch["bboxes"].cpu().numpy())
@@ -265,6 +270,8 @@ class Rehearsal:
         return torch.cat((true, wrong, true[:, : len(OBJECTS)] if all_seen else every_object(seen)), 1)
 
     def _spoil(self, image: int, labels: Labels, region: NDArray[np.float64]) -> Labels | None:
+        if not self.kinds[image]:
+            return None
         low, size = region[:2], region[2:] - region[:2]
         whole = bool((size == 1).all())
         rng = np.random.default_rng([self.seed, image])

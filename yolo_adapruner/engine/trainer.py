@@ -43,7 +43,16 @@ from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.losses import Assignment, LossTap
 from yolo_adapruner.engine.names import refuse_script
 from yolo_adapruner.engine.owners import Accounts, accounts
-from yolo_adapruner.engine.rehearse import FEATURES, MIXED_EVERY, OBJECTS, READINGS, TRIED, Rehearsal, Spoilt
+from yolo_adapruner.engine.rehearse import (
+    FEATURES,
+    MIXED_EVERY,
+    MOST_REHEARSED,
+    OBJECTS,
+    READINGS,
+    TRIED,
+    Rehearsal,
+    Spoilt,
+)
 from yolo_adapruner.engine.resumable import Resumable
 from yolo_adapruner.engine.sight import Sight
 from yolo_adapruner.engine.transforms import KEY
@@ -471,7 +480,7 @@ class AdaPruneMixin(Resumable):
     def _rehearses_every(self, *, mixed: bool) -> int:
         """Return of how many batches one is rehearsed: in the warm-up as few as tell whether the judge is ready."""
         assert self.pruner is not None
-        few = len(self.paths) // TRIED if self.pruner.stage is Stage.WARMUP else 1
+        few = min(len(self.paths), MOST_REHEARSED) // TRIED if self.pruner.stage is Stage.WARMUP else 1
         return max(few, MIXED_EVERY if mixed else 1)
 
     def _set_weights(self) -> None:
@@ -555,7 +564,10 @@ class AdaPruneMixin(Resumable):
         seen = self._evidence.collect()
         self._close_draw(self.visits, seen)
         if pruner is not None:
-            self._close_mask(pruner, seen)
+            if seen is not None:
+                self._note_readings(pruner, *seen)
+            del seen  # of millions of images as much as all that the mask knows of them
+            self._close_mask(pruner)
         if self._onlooker is not None:
             self._onlooker.close_epoch(self.device)
         self._columns |= {
@@ -575,13 +587,19 @@ class AdaPruneMixin(Resumable):
         distributed.add_up(visits.totals, self.device)
         visits.close_epoch(self.epoch, self._draw)
 
-    def _close_mask(self, pruner: Pruner, seen: evidence.Collected | None) -> None:
-        if seen is not None:
-            ids, values, views = seen
-            true, rehearsed = values[:, : pruner.readings], None
-            if pruner.rehearses:
-                rehearsed = values[:, pruner.readings : 2 * pruner.readings]
-            pruner.observe(ids, true, views, rehearsed=rehearsed)
+    def _note_readings(
+        self,
+        pruner: Pruner,
+        ids: NDArray[np.integer],
+        values: NDArray[np.float32],
+        views: NDArray[np.floating],
+    ) -> None:
+        true, rehearsed = values[:, : pruner.readings], None
+        if pruner.rehearses:
+            rehearsed = values[:, pruner.readings : 2 * pruner.readings]
+        pruner.observe(ids, true, views, rehearsed=rehearsed)
+
+    def _close_mask(self, pruner: Pruner) -> None:
         distributed.add_up(pruner.totals, self.device)
         if pruner.appearance is not None:
             if (looks := self._looks.collect()) is not None:
@@ -589,7 +607,7 @@ class AdaPruneMixin(Resumable):
             distributed.add_up(pruner.appearance.totals, self.device)
         if self._rehearsal is not None and pruner.rehearses:
             self._look_at_classes(self._rehearsal.sight)
-        fits = self._fit(pruner.record.means())
+        fits = self._fit(pruner.record.means(len(self.channels)))
         works = min(fits.values()) >= self.prune_config.warmup_fit
         # Only the first rank has the metrics.
         metric = distributed.of_first(self.metrics[heads.TASKS[self.task].metric] if self.metrics else 0.0, self.device)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,40 +25,56 @@ from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core.mask import Mask
 from yolo_adapruner.core.pruner import Pruner, Settings
 from yolo_adapruner.data import export
+from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.data.texts import Texts
 from yolo_adapruner.engine import runtime
 from yolo_adapruner.engine.attribution import Sources
 from yolo_adapruner.engine.evidence import Evidence
+from yolo_adapruner.engine.judge import FaultJudge
 from yolo_adapruner.engine.owners import accounts
+from yolo_adapruner.engine.rehearse import FEATURES, Rehearsal
 from yolo_adapruner.errors import RunError
 
 CHANNELS = ("localisation", "classification", "presence", "missing")
 _SHARE, _SEED, _BATCH = 0.3, 0, 64
+_WARM = 10  # iterations that do not count
+_DRAWN = 1 << 16  # images whose readings are drawn at a time
 _KINDS = np.array(["", "shifted", "swapped", "missing"])
 _EVEN = 200  # of so many images one has a twin
 
 
-def iteration(n: int, *, batch: int = _BATCH, repeats: int = 400) -> float:
-    """Return the median wall seconds of the mask's work in one iteration over `n` images, none of them mixed.
+def iterations(sizes: Sequence[int], *, batch: int = _BATCH, repeats: int = 400) -> dict[int, float]:
+    """Return the median wall seconds of the mask's work in one iteration, by number of images, none of them mixed.
 
     Whose accounts the batch goes onto, their weights out, and what was read of them noted, as the trainer does it. What
-    the detector is asked beside is the batch's work, whatever `n`, and belongs to the step.
+    the detector is asked beside is the batch's work, whatever the number, and belongs to the step. The sizes take
+    turns, iteration by iteration, so that what slows the machine down slows all alike.
     """
-    rng = np.random.default_rng(_SEED)
-    numbers, weights = rng.permutation(n), torch.from_numpy(Mask(n).weights(1.0))
-    noted, readings = Evidence(), torch.rand(batch, len(CHANNELS))
-    plane = torch.ones(batch, 1, 4, 4, dtype=torch.uint8)
-    picture = {"img": torch.zeros(batch, 3, 8, 8)}
-    taken = []
-    for rows in rng.integers(0, n, (repeats + 10, batch, 1)):
-        sources = Sources(torch.from_numpy(rows), torch.zeros(0), plane, torch.ones(batch), torch.ones(batch, 1))
+    work = [_Iteration(n, batch) for n in dict.fromkeys(sizes)]
+    taken = [[each() for each in work] for _ in range(repeats + _WARM)]
+    return dict(zip((each.n for each in work), np.median(taken[_WARM:], axis=0).tolist(), strict=True))
+
+
+class _Iteration:
+    """Does the mask's work of one iteration over `n` images, for a batch drawn anew, and returns its seconds."""
+
+    def __init__(self, n: int, batch: int) -> None:
+        self.n, self._batch, self._rng = n, batch, np.random.default_rng(_SEED)
+        self._numbers, self._weights = self._rng.permutation(n), torch.from_numpy(Mask(n).weights(1.0))
+        self._noted, self._readings = Evidence(), torch.rand(batch, len(CHANNELS))
+        self._plane = torch.ones(batch, 1, 4, 4, dtype=torch.uint8)
+        self._picture = {"img": torch.zeros(batch, 3, 8, 8)}
+
+    def __call__(self) -> float:
+        rows = torch.from_numpy(self._rng.integers(0, self.n, (self._batch, 1)))
+        whole = torch.ones(self._batch)
+        sources = Sources(rows, torch.zeros(0), self._plane, whole, whole[:, None])
         began = time.perf_counter()
-        on = accounts(sources, numbers, picture)
-        weights[on.numbers]
-        noted.add(on.numbers, readings, on.views)
-        noted.settle(True)
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken[10:]))
+        on = accounts(sources, self._numbers, self._picture)
+        self._weights[on.numbers]
+        self._noted.add(on.numbers, self._readings, on.views)
+        self._noted.settle(True)
+        return time.perf_counter() - began
 
 
 def update(n: int) -> tuple[float, float]:
@@ -71,20 +87,35 @@ def update(n: int) -> tuple[float, float]:
     )
 
 
-def close_epoch(n: int, epochs: int = 2) -> tuple[float, float]:
-    """Return CPU seconds and bytes a sample, as `update`, of all that a run without judge does at an epoch's end."""
+def close_epoch(n: int, epochs: int = 2, *, judged: bool = False) -> tuple[float, float]:
+    """Return CPU seconds and bytes a sample, as `update`, of all that a run does at an epoch's end, copies apart.
+
+    Args:
+        n: number of images.
+        epochs: how many are closed.
+        judged: with the judge of rehearsed faults, in which images read a third better than under their fault.
+    """
     tracemalloc.start()
     rng = np.random.default_rng(_SEED)
-    settings = Settings(**PruneConfig(share=_SHARE, warmup=0, joint=1.0, judge=False, redundancy=0).model_dump())
-    pruner = Pruner(n, len(CHANNELS), 100, settings)
+    settings = Settings(**PruneConfig(share=_SHARE, warmup=0, joint=1.0, judge=judged, redundancy=0).model_dump())
+    if judged:
+        rehearsal = Rehearsal([Labels(np.zeros(1, np.int64), np.array([[0.2, 0.2, 0.6, 0.6]]))], n, 2, _SEED)
+        judge = FaultJudge(rehearsal.kinds, _SEED, torch.device("cpu"))
+        del rehearsal
+        pruner = Pruner(n, len(CHANNELS), 100, settings, judge=judge, readings=len(FEATURES))
+    else:
+        pruner = Pruner(n, len(CHANNELS), 100, settings)
     pruner.trace = pruner.trace[:epochs]  # of the others nothing is asked
 
     def open_epoch() -> None:
         pruner.open_epoch()
-        readings = pruner.totals[0]
-        readings[:] = rng.lognormal(-1, 0.5, readings.shape)
-        for part in pruner.totals[1:]:
-            part[:] = 1
+        for at, part in enumerate(pruner.totals):
+            if part.ndim == 1 or at % 3:  # evidence
+                part[:] = 1
+                continue
+            for begin in range(0, len(part), _DRAWN):
+                rows = part[begin : begin + _DRAWN]
+                rows[:] = rng.lognormal(-1 if at == 0 else -0.7, 0.5, rows.shape)
 
     return _measured(lambda: pruner.close_epoch(0.5), n, repeats=epochs, prepare=open_epoch)
 
