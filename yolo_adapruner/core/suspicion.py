@@ -115,14 +115,16 @@ class Suspicion:
         The judge is asked twice. First without the `LEFT_OUT` that the same question made most suspect in the epochs
         before (in the first epoch, that asking without leaving anybody out does): that is the probe. What it has said
         so far names the wrong ones, and without them the judge is asked for its word. Where rehearsals tell nothing
-        the probe has the word, and is asked again if this epoch makes others most suspect.
+        the probe has the word, and is asked again if this epoch makes others most suspect. Where only some of the
+        samples teach, who teaches is asked of these alone, and the word goes over all.
 
         Args: see `Judge`.
         """
         if self.judge is None:
             return None
         before = self._probe
-        asked = evidence if len(self.taught) == len(evidence) else self._of_the_taught(evidence)
+        some = len(self.taught) < len(evidence)
+        asked = self._of_the_taught(evidence) if some else evidence
         if (calm := self._calm()) is None:
             first = self.judge(readings, rehearsed, asked, self._everywhere(True))
             calm = None if first is None else _calm(first[self.taught, 0])
@@ -130,9 +132,8 @@ class Suspicion:
             return None
         self._probe = _added(before, said[self.taught, :2], asked[self.taught])
         again = ~self._wrong_ones()
-        alike = not self.judge.worsens and (again == calm).all()
-        if not alike or asked is not evidence:
-            del said
+        if self.judge.worsens or some or (again != calm).any():
+            del said  # of millions one answer at a time
             answer = self.judge(readings, rehearsed, evidence, self._everywhere(again))
             if answer is None:
                 self._probe = before
