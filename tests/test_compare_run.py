@@ -186,6 +186,7 @@ def other_arms(home, others) -> dict:
     return finish(home, "arms", *others)
 
 
+@pytest.mark.long  # two machines train real cells in the gate above
 def test_other_arms_agree_on_a_cluster_to_the_digit(home, others, other_arms, monkeypatch):
     pytest.importorskip("ray", reason="Ray has no wheel for this Python or system")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))

@@ -203,7 +203,7 @@ class Pruner:
         self.suspicion = Suspicion(n, judge)
         taught = self.suspicion.taught
         self._rehearsed_row: NDArray[np.int32] | None = None  # None: each sample's own
-        if len(taught) < n:
+        if judge is not None and len(taught) < n:
             self._rehearsed_row = np.full(n, -1, np.int32)
             self._rehearsed_row[taught] = np.arange(len(taught))
         self.appearance = Appearance(n, features, layout) if features and settings.redundancy else None
