@@ -24,11 +24,11 @@ from sklearn.model_selection import KFold
 from yolo_adapruner.core import distributed
 from yolo_adapruner.engine.classloss import CHANNELS
 from yolo_adapruner.engine.faults import FAULTS
-from yolo_adapruner.engine.rehearse import FEATURES
+from yolo_adapruner.engine.rehearse import FEATURES, MOST_REHEARSED
 from yolo_adapruner.errors import DataError
 
 FOLDS, STRENGTH = 5, 1.0
-MOST_ROWS = 20_000
+MOST_ROWS = MOST_REHEARSED
 """Images that a fit learns from at most; all are judged."""
 _STRIDE = 1 << 15
 """Images that did not teach are judged so many at a time."""
