@@ -16,7 +16,7 @@ import numpy as np
 
 from tests.helpers import picture
 from yolo_adapruner.core.floors import BACKGROUND, CLASS, SIZE, Constraints, Groups
-from yolo_adapruner.core.reasons import DRAWN, REASONS
+from yolo_adapruner.core.reasons import DOUBTFUL, DRAWN, DUPLICATE, REASONS, SUSPECT
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import explain, export
 from yolo_adapruner.data.export import Outcome
@@ -139,14 +139,14 @@ def _reasons(paths: list[str], kept: np.ndarray, rng: np.random.Generator) -> di
     twin, suspicion = np.full(n, -1), np.full(n, np.nan)
     for place, i in enumerate(np.flatnonzero(~kept)):
         reason[i] = REASONS[place % len(REASONS)]
-        if place % len(REASONS) == 0:
+        if reason[i] in (SUSPECT, DOUBTFUL):
             kind[i] = detail[i] = "shifted"
-            suspicion[i] = 2.0 + place
-        if place % len(REASONS) == 1:
+            suspicion[i] = 2.0 + place if reason[i] == SUSPECT else -0.5
+        if reason[i] == DUPLICATE:
             twin[i] = np.flatnonzero(kept)[0]
             detail[i] = export.shown(paths[twin[i]])
     similar = np.where(twin >= 0, 0.97, rng.random(n) / 2)
-    lot = np.where(reason == DRAWN, 0.9, np.nan)
+    lot = np.select([reason == DRAWN, reason == DOUBTFUL], [0.9, 0.998], np.nan)
     words = {"suspicion": suspicion, "kind": kind, "lot": lot, "similarity": similar, "twin": twin}
     return {**words, "reason": reason, "detail": detail}
 

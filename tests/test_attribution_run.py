@@ -71,7 +71,7 @@ def test_a_training_step_costs_little_more_than_the_stock_one(tmp_path):
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     data = helpers.build_set(tmp_path / "set", train=64, val=4, size=320, suffix=".jpg")
-    settings = {"model": "yolov3-tiny.yaml", "imgsz": 160, "batch": 16, "mosaic": 1.0, "close_mosaic": 0, "epochs": 9}
+    settings = {"model": "yolov3-tiny.yaml", "imgsz": 160, "batch": 8, "mosaic": 1.0, "close_mosaic": 0, "epochs": 9}
     ours = helpers.new_trainer(data, tmp_path / "ours", method={"warmup": 0}, **settings)
     stock = DetectionTrainer(
         overrides={**helpers.QUICK, **settings, "data": str(data), "save_dir": str(tmp_path / "stock")}

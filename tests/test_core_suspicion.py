@@ -13,10 +13,10 @@ from scipy.stats import rankdata
 
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core import suspicion as suspicion_module
-from yolo_adapruner.core.floors import Constraints
+from yolo_adapruner.core.floors import BACKGROUND, CLASS, Constraints, Groups
 from yolo_adapruner.core.pruner import SPREAD, Pruner, Settings, Stage, draw_lots, near_even, stalled
 from yolo_adapruner.core.reasons import DRAWN, SUSPECT, Evidence, explain
-from yolo_adapruner.core.selection import in_order
+from yolo_adapruner.core.selection import cut, in_order
 from yolo_adapruner.core.signal import surprise
 from yolo_adapruner.core.suspicion import (
     LEFT_OUT,
@@ -510,6 +510,7 @@ def told(
     looks: Looks | None = None,
     required: np.ndarray | None = None,
     harder: dict[int, float] | None = None,
+    groups: Groups | None = None,
 ) -> tuple[Pruner, np.ndarray]:
     """A pruner that has been through its joint stage, and how hard each sample read to its judge."""
     rng = np.random.default_rng(5)
@@ -525,7 +526,7 @@ def told(
         seed,
         judge=Known(n=MANY),
         readings=READINGS,
-        constraints=Constraints(required=required),
+        constraints=Constraints(groups, 0.8, required),
     )
     pruner.appearance = looks
     while pruner.kept is None:
@@ -535,6 +536,17 @@ def told(
         pruner.observe(np.arange(MANY), values[:, : READINGS if pruner.rehearses else CHANNELS], rehearsed=values)
         pruner.close_epoch(0.5)
     return pruner, hard
+
+
+def test_a_floor_holds_no_suspect_for_being_one_of_few_of_its_kind() -> None:
+    of_few = np.arange(MANY) < WRONG + 20  # images without boxes: those that lack theirs, and twenty true ones
+    groups = Groups.of(np.arange(MANY), np.where(of_few, 0, 1), [BACKGROUND, CLASS], ["", "c"])
+    pruner, _ = told({"share": 0.3, "rest": "draw"}, groups=groups)
+    blind = cut(pruner._in_order(pruner.mask.logits, pruner.lots), 0.3, pruner.constraints)
+    assert blind[:WRONG].sum() > 5
+    assert not pruner.kept[:WRONG].any()
+    assert pruner.kept[WRONG : WRONG + 20].sum() >= 0.8 * 0.7 * 20 - 1
+    assert pruner.limits.held(pruner.kept, 0.3) >= 0.8 - 1e-5
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
@@ -612,10 +624,20 @@ def test_who_is_asked_does_not_go_by_the_order_of_the_files(monkeypatch) -> None
 
 
 def test_a_lot_rises_the_more_with_doubt_the_sharper_it_is_and_never_decides_on_a_suspect() -> None:
-    wrong = -np.log(1 - np.array([0.0, 0.25, 0.25, 0.5, 0.51]))
+    wrong = -np.log(1 - np.array([0.0, 0.125, 0.125, 0.5, 0.51]))
     uniform = np.array([0.3, 0.3, 0.9, 0.3, 0.3])
-    np.testing.assert_allclose(draw_lots(uniform, wrong), [0.3, 0.3**0.5, 0.9**0.5, 1, np.nan])
-    np.testing.assert_allclose(draw_lots(uniform, wrong, 4), [0.3, 0.3**0.0625, 0.9**0.0625, 1, np.nan])
+    np.testing.assert_allclose(draw_lots(uniform, wrong), [0.3, 0.3**0.75, 0.9**0.75, 1, np.nan])
+    np.testing.assert_allclose(draw_lots(uniform, wrong, 4), [0.3, 0.3**0.31640625, 0.9**0.31640625, 1, np.nan])
+
+
+def test_from_one_in_five_on_doubt_goes_before_any_lot_the_likelier_wrong_first() -> None:
+    wrong = -np.log(1 - np.array([0.5, 0.35, 0.201, 0.199, 0.0]))
+    uniform = np.array([0.0, 0.01, 0.5, 0.5, 0.98])
+    for sharpness in (1, 4):
+        lots = draw_lots(uniform, wrong, sharpness)
+        assert np.argsort(-lots).tolist()[:3] == [0, 1, 2]
+        assert lots.max() == 1
+        assert lots[3] == pytest.approx(0.5 ** (0.602**sharpness))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])

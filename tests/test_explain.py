@@ -104,7 +104,14 @@ def test_the_manifest_counts_drift_reasons_and_floors(tmp_path):
         "background": [1, 1],
         "boxes": [19, 15],
     }
-    assert manifest["reasons"] == {"label suspect": 0, "duplicate": 0, "drawn": 0, "easy": 0, "outlier": 4}
+    assert manifest["reasons"] == {
+        "label suspect": 0,
+        "duplicate": 0,
+        "doubtful": 0,
+        "drawn": 0,
+        "easy": 0,
+        "outlier": 4,
+    }
     assert sum(manifest["reasons"].values()) == int((~outcome.kept).sum())
     assert manifest["floor"] == {"asked": 0.8, "held": pytest.approx(14 / 18 / 0.8, abs=1e-6)}
     assert manifest["required"] == 0

@@ -153,6 +153,60 @@ def test_many_samples_and_classes_need_no_table_of_both():
     assert constraints.held(kept, 0.3) >= 0.8 - 1e-9
 
 
+# Floors count what is likely right
+
+
+def nats(*probabilities: float) -> np.ndarray:
+    return -np.log1p(-np.array(probabilities))
+
+
+def backgrounds(n: int, empty: int) -> Groups:
+    """Of n samples the first `empty` without boxes, the others with one each."""
+    return Groups.of(np.arange(n), (np.arange(n) >= empty).astype(int), [BACKGROUND, CLASS], ["", "c"])
+
+
+def test_images_without_boxes_that_are_surely_unlabelled_are_no_background():
+    groups, surely = backgrounds(100, 10), nats(*[0.99, 0.98, 0.97, 0.96, 0.995, 0.999, 0.999, 0.9999, 0.99, 0.999])
+    wrong = np.concatenate([surely, np.full(90, 1e-3)])
+    blind = Constraints(groups, 0.8)
+    scores = np.concatenate([-10 - surely, np.arange(90.0)])  # the surest first
+    assert (~select_kept(scores, 0.1, constraints=blind))[:10].sum() == 2  # all are unlabelled, and eight have to stay
+    kept = select_kept(scores, 0.1, constraints=blind.trusting(wrong))
+    assert np.flatnonzero(kept[:10]).tolist() == [1, 2, 3]  # 0.09 of the 0.118 that may be right; 0.07 is not 72 %
+    assert blind.trusting(wrong).held(kept, 0.1) >= 0.8 - 1e-5
+
+
+def test_true_background_images_are_held_beside_unlabelled_ones():
+    wrong = np.concatenate([np.full(5, nats(0.999)[0]), np.full(95, 1e-3)])
+    constraints = Constraints(backgrounds(100, 10), 0.8).trusting(wrong)
+    kept = select_kept(np.arange(100.0), 0.1, constraints=constraints)
+    assert np.flatnonzero(~kept)[:7].tolist() == [0, 1, 2, 3, 4, 5, 10]  # of the five true ones, one may go
+
+
+@pytest.mark.parametrize(("suspects", "gone"), [(4, 4), (7, 7), (10, 2), (0, 2)])
+def test_wrong_boxes_of_a_class_may_go_but_not_a_class_that_is_nothing_but_suspects(suspects, gone):
+    # Ten of a class, one in each image: a floor of 0.72 holds eight of them.
+    groups = groups_of(*[{0: 1}] * 10, *[{1: 1}] * 90, names=2)
+    wrong = np.concatenate([np.full(suspects, nats(0.999)[0]), np.full(100 - suspects, 1e-3)])
+    scores = np.where(np.arange(100) < max(suspects, 2), -1.0, 1.0)
+    constraints = Constraints(groups, 0.8).trusting(wrong)
+    assert (~select_kept(scores, 0.1, constraints=constraints))[: max(suspects, 2)].sum() == gone
+    assert groups.count.dtype == np.int64  # what drift is counted by stays as it is
+
+
+def test_where_nothing_is_doubtful_floors_are_those_that_trust_all():
+    groups = random_groups(300, 8, 3)
+    constraints = Constraints(groups, 0.8)
+    for wrong in (np.full(300, nats(0.19)[0]), np.full(300, np.nan)):
+        assert constraints.trusting(wrong).right is None
+        assert constraints.trusting(wrong).least(0.1).tolist() == constraints.least(0.1).tolist()
+    doubted = constraints.trusting(np.full(300, nats(0.6)[0]))
+    assert doubted.right is not None
+    assert doubted.trusting(np.zeros(300)).right is None  # what was said before is forgotten
+    np.testing.assert_allclose(doubted.least(0.1), 0.4 * 0.72 * groups.totals(), rtol=1e-5)
+    assert Constraints(None, 0.8).trusting(np.full(300, 2.0)).counted is None
+
+
 # Drift
 
 

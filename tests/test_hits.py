@@ -19,7 +19,7 @@ from yolo_adapruner.data.export import Outcome
 from yolo_adapruner.data.source import split_files
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study import hits
-from yolo_adapruner.study.hits import Cell, cells, confusion, figures, main, read_lines, table
+from yolo_adapruner.study.hits import Cell, cells, confusion, doubts, figures, main, read_lines, table
 from yolo_adapruner.study.truth import Truth, load_truth
 
 CHANNELS = ("localisation", "classification", "presence", "missing")
@@ -117,6 +117,21 @@ def test_of_several_kinds_each_is_told_from_the_clean_alone():
     rows = {kind: (of["planted"], of["auroc"], of["suspicion"], of["found"]) for kind, of in found["by_kind"].items()}
     assert rows == {"shifted": (2, 1.0, 0.5, 0.5), "missing": (1, 0.5, 0.5, 0.0)}
     assert "by_kind" not in figures(outcome_of([-1, 1], [0, 1]), truth_of("shifted", "clean"))
+
+
+def test_images_are_counted_by_how_probable_it_was_that_their_labels_are_wrong():
+    said = np.array([0.0, 0.02, 0.15, 0.15, 0.34, 0.36, 0.95, 0.999])
+    suspicion = [NAN, *np.log(said[1:] / (1 - said[1:]))]
+    kinds = ("shifted", "clean", "clean", "missing", "clean", "clean", "swapped", "clean")
+    outcome = outcome_of([0.0] * 8, [1] * 8, suspicion=suspicion)
+    found = figures(outcome, truth_of(*kinds), ["7.png"])
+    assert found["doubts"] == [[0, 0], [0, 1], [0, 0], [1, 2], [0, 1], [0, 1], [0, 0], [0, 0], [2, 2]]
+    assert figures(outcome, truth_of("duplicate", *["clean"] * 7))["doubts"] is None
+    assert figures(outcome_of([0, 1], [0, 1]), truth_of("shifted", "clean"))["doubts"] is None
+    lines = [{"data": "digits", **found}, {"data": "digits", **found}, {"data": "bccd", "doubts": None}]
+    row = doubts(lines).splitlines()[-1]
+    assert row == "| digits | – | 0 % of 2 | – | 50 % of 4 | 0 % of 2 | 0 % of 2 | – | – | 100 % of 4 |"
+    assert doubts(lines[2:]) == ""
 
 
 def test_groups_count_what_is_left_of_each():

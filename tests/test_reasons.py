@@ -24,7 +24,11 @@ DRAWN = [
     # name, kept, signal, suspicion, twin, lot; reason
     ("kept says nothing", True, 1.0, -5.0, -1, 0.9, ""),
     ("easy, and drawn", False, 1.0, -5.0, -1, 0.9, "drawn"),
-    ("hard, and drawn", False, 9.0, -1.0, -1, 0.0, "drawn"),
+    ("hard, and drawn", False, 9.0, -1.4, -1, 0.0, "drawn"),
+    ("one in five is no lot", False, 9.0, -1.38, -1, 0.9, "doubtful"),
+    ("almost a suspect", False, 1.0, -0.01, -1, 0.9, "doubtful"),
+    ("duplicate before doubtful", False, 1.0, -1.0, 0, 0.9, "duplicate"),
+    ("doubt is none where nobody drew lots", False, 9.0, -1.0, -1, NAN, "outlier"),
     ("a lot makes no label right", False, 9.0, 0.1, -1, 0.9, "label suspect"),
     ("duplicate before drawn", False, 1.0, -5.0, 0, 0.9, "duplicate"),
     ("no lot: by its signal", False, 1.0, -5.0, -1, NAN, "easy"),

@@ -10,7 +10,7 @@ from PIL import Image
 from tests import browser, helpers
 from tests.report_runs import make_classes, make_comparison, make_run
 from yolo_adapruner import report
-from yolo_adapruner.core.reasons import DRAWN, DUPLICATE, EASY, OUTLIER, REASONS, SUSPECT
+from yolo_adapruner.core.reasons import DOUBTFUL, DRAWN, DUPLICATE, EASY, OUTLIER, REASONS, SUSPECT
 from yolo_adapruner.report.run import SUSPECTS, load
 
 pytestmark = [
@@ -140,6 +140,7 @@ def test_a_suspect_shows_what_the_detector_sees_and_a_duplicate_what_it_is_like(
 SAID = {
     SUSPECT: r"Label suspect: its labels are wrong with P\s(=\s0\.\d+|>\s0\.999) by the judge; most likely .+ box\.",
     DUPLICATE: r"Duplicate of \S+, which was kept: the nearest image shows the same with P\s=\s0\.97\.",
+    DOUBTFUL: r"Doubtful: its labels are wrong with P\s=\s0\.38 by the judge, most likely .+ box; more images had .+\.",
     DRAWN: r"Drawn by lot: nothing speaks against it, but more images had to go than were suspect or there twice\.",
     EASY: r"Easy: its signal of 0\.\d+ nats is not above the median of 0\.\d+\.",
     OUTLIER: r"Outlier: its signal of 0\.\d+ nats is above the median of 0\.\d+, and nothing says that its labels .+\.",

@@ -26,7 +26,7 @@ from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.schedule import rank_agreement
 from yolo_adapruner.core.selection import cut, in_order
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
-from yolo_adapruner.core.suspicion import Judge, Suspicion, mean_probability
+from yolo_adapruner.core.suspicion import DOUBT, Judge, Suspicion, mean_probability
 
 DRAW = "draw"
 """Samples that nothing speaks against go each by its lot; otherwise by what the objective makes of their signal."""
@@ -58,7 +58,7 @@ COPIES = 1.0
 A lot to the power of 1 - r tells copies of r = 0.999 from surer ones by less than a mask remembers of earlier epochs.
 """
 SHARPNESS = 1
-"""How steeply a lot rises with doubt about the labels, see `draw_lots`.
+"""How steeply a lot rises with doubt about the labels below `DOUBT`, see `draw_lots`.
 
 At 4 the order finds more of the planted faults, and what is kept teaches less: doubtful images are the hard ones too
 (docs/results/rest.md).
@@ -67,6 +67,9 @@ FALL = 0.1
 """Part by which the judge's doubt has to fall for an epoch of the warm-up to count as one that taught it something."""
 SAME = 0.95
 """Part of the dropped samples in common from which on two epochs' cuts count as the same."""
+
+AHEAD = 0.01
+"""How far below the highest lot that of a doubtful sample lies at most, times how far it is from even odds."""
 
 _CHUNK = 1 << 18  # samples a stride: what is made on the way stays small however many there are
 _LOTS = 0x107  # lots are drawn from numbers of their own
@@ -474,9 +477,10 @@ class Pruner:
         self.state = state
         self.checked[evidence > 0] = state.epoch
         lots = None if wrong is None else self._lots(wrong)
+        limits = self._limits(wrong)
         # at ten million samples room for the cut
         del readings, channels, rehearsed, judgement, evidence, standing, wrong, taken, certainty, f
-        self._look_ahead(lots)
+        self._look_ahead(lots, limits)
         if state.epoch >= self.joint_epochs or (self.ends_early and self._same >= DECIDED):
             self.decide()
 
@@ -563,16 +567,16 @@ class Pruner:
         """The surprise of each sample's mean channels over the joint epochs, (N,)."""
         return surprise(self.moments.mean[:, :-1], self.moments.count[:, :-1] > 0)
 
-    def _look_ahead(self, lots: NDArray[np.float64] | None) -> None:
+    def _look_ahead(self, lots: NDArray[np.float64] | None, limits: Constraints) -> None:
         """Note which samples a cut would drop for sure now, and whether the whole cut is the one of the last epoch."""
         share = self.settings.share
         # Who was never seen is not decided on.
         order = self._in_order(self._scores(), lots)
-        sure = ~cut(order, SURE * share, self.constraints)
+        sure = ~cut(order, SURE * share, limits)
         sure &= self.seen > 0
         self.absent += 1
         self.absent[~sure] = 0
-        dropped = ~cut(order, share, self.constraints)
+        dropped = ~cut(order, share, limits)
         before, self._dropped = self._dropped, dropped
         done = self.state.progress >= 1  # before, the mask is not asked for the whole share
         alike = done and before is not None and (before & dropped).sum() >= SAME * dropped.sum()
@@ -641,9 +645,20 @@ class Pruner:
         if self._best_logits is not None:
             self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
-        self.kept = cut(self._in_order(self.mask.logits, self.lots), share, self.constraints)
+        self.kept = cut(self._in_order(self.mask.logits, self.lots), share, self.limits)
         self.stage = Stage.FINETUNE
         return self.kept
+
+    @property
+    def limits(self) -> Constraints:
+        """`constraints` with floors that count what the judge takes for right, see `Constraints.trusting`."""
+        return self._limits(None)
+
+    def _limits(self, wrong: NDArray[np.float64] | None) -> Constraints:
+        """The same, by `suspicion.wrong`, (N,) nats, if that is at hand."""
+        if self.constraints.groups is None or not self.constraints.floor or self.suspicion.judge is None:
+            return self.constraints
+        return self.constraints.trusting(self.suspicion.wrong if wrong is None else wrong)
 
     def _in_the_game(self) -> tuple[NDArray[np.bool_], float]:
         """Which samples may go, (N,), and the share of them that shall, [0, 1]."""
@@ -724,9 +739,10 @@ def draw_lots(
 ) -> NDArray[np.float64]:
     """Return the lot of each sample, (N,) in [0, 1]; the highest go first.
 
-    u^((1 - 2 P)^sharpness), P being how probable it is that its labels are wrong: the bare number at P = 0, and at even
-    odds it goes before all others. Keys u^(1 / w) draw without replacement by weights w (Efraimidis and Spirakis 2006,
-    doi:10.1016/j.ipl.2005.11.003), here (1 - 2 P)^-sharpness. NaN beyond even odds, where no lot decides.
+    u^((1 - 2 P)^sharpness), P being how probable it is that its labels are wrong: the bare number at P = 0. Keys
+    u^(1 / w) draw without replacement by weights w (Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003), here
+    (1 - 2 P)^-sharpness. From P = `DOUBT` on 1 - `AHEAD` (1 - 2 P): before all but the luckiest, the likelier wrong
+    first, up to 1 at even odds. NaN beyond these, where no lot decides.
 
     Args:
         uniform: numbers u drawn evenly from [0, 1), (N,).
@@ -735,7 +751,8 @@ def draw_lots(
     """
     odds_left = 2 * np.exp(-np.nan_to_num(wrong, nan=0.0)) - 1  # 1 - 2 P
     calm = odds_left >= 0
-    return np.where(calm, uniform ** np.where(calm, odds_left, 1) ** sharpness, np.nan)
+    lots = np.where(calm, uniform ** np.where(calm, odds_left, 1) ** sharpness, np.nan)
+    return np.where(calm & (odds_left <= 1 - 2 * DOUBT), 1 - AHEAD * odds_left, lots)
 
 
 def near_even(wrong: NDArray[np.float64]) -> NDArray[np.float64]:

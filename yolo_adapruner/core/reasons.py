@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.core.signal import channel_surprise
+from yolo_adapruner.core.suspicion import DOUBT
 
-SUSPECT, DUPLICATE, DRAWN, EASY, OUTLIER = "label suspect", "duplicate", "drawn", "easy", "outlier"
-REASONS = (SUSPECT, DUPLICATE, DRAWN, EASY, OUTLIER)
+SUSPECT, DUPLICATE, DOUBTFUL, DRAWN = "label suspect", "duplicate", "doubtful", "drawn"
+EASY, OUTLIER = "easy", "outlier"
+REASONS = (SUSPECT, DUPLICATE, DOUBTFUL, DRAWN, EASY, OUTLIER)
 KINDS = {"localisation": "shifted", "classification": "swapped", "presence": "spurious", "missing": "missing"}
 """The fault that each channel speaks of when it is the loudest."""
 _LEAST = 1e-6
@@ -49,29 +51,37 @@ def explain(
     1. *label suspect*: the suspicion is above 0, so that its labels are likelier wrong than right. Whether it has a
        twin does not matter then: a wrong label is one wherever it stands.
     2. *duplicate*: it has a twin that was kept, or that has one in turn.
-    3. *drawn*: nothing spoke against it, more had to go, and it drew a high lot.
-    4. *easy*: its signal is at or below the median. Half of the set at least is harder, and what its classes keep
+    3. *doubtful*: more had to go, and its labels are wrong with a probability of `DOUBT` or more, which is before any
+       lot.
+    4. *drawn*: nothing spoke against it, more had to go, and it drew a high lot.
+    5. *easy*: its signal is at or below the median. Half of the set at least is harder, and what its classes keep
        is for the floors to see to: nothing it shows is lost with it.
-    5. *outlier*: harder than most, and nothing says that its labels are to blame; or nothing was ever seen of it.
+    6. *outlier*: harder than most, and nothing says that its labels are to blame; or nothing was ever seen of it.
 
     Args:
         kept: (N,) bool.
         evidence: the numbers.
 
     Returns:
-        reason: (N,), one of `REASONS`, "" where kept. kind: (N,), "" unless suspect. twin: (N,), -1 unless duplicate.
+        reason: (N,), one of `REASONS`, "" where kept. kind: (N,), "" unless suspect or doubtful. twin: (N,), -1 unless
+            duplicate.
     """
     signal = np.asarray(evidence.signal, np.float64)
     seen = np.isfinite(signal)
     median = np.median(signal[seen]) if seen.any() else np.inf
     twin = kept_twin(kept, evidence.twin)
-    doubted = np.full(len(kept), -np.inf) if evidence.suspicion is None else np.nan_to_num(evidence.suspicion, nan=-1)
+    suspicion = np.full(len(kept), np.nan) if evidence.suspicion is None else evidence.suspicion
+    doubted = np.nan_to_num(suspicion, nan=-np.inf)
     drawn = np.zeros(len(kept), bool) if evidence.lot is None else np.isfinite(evidence.lot)
+    doubtful = drawn & (doubted >= np.log(DOUBT / (1 - DOUBT)))
     reason = np.select(
-        [kept, doubted > 0, twin >= 0, drawn, seen & (signal <= median)], ["", SUSPECT, DUPLICATE, DRAWN, EASY], OUTLIER
+        [kept, doubted > 0, twin >= 0, doubtful, drawn, seen & (signal <= median)],
+        ["", SUSPECT, DUPLICATE, DOUBTFUL, DRAWN, EASY],
+        OUTLIER,
     )
     kind = np.full(len(kept), "") if evidence.kind is None else np.asarray(evidence.kind)
-    return reason, np.where(reason == SUSPECT, kind, ""), np.where(reason == DUPLICATE, twin, -1)
+    named = (reason == SUSPECT) | (reason == DOUBTFUL)
+    return reason, np.where(named, kind, ""), np.where(reason == DUPLICATE, twin, -1)
 
 
 def kept_twin(kept: NDArray[np.bool_], twin: NDArray[np.integer] | None) -> NDArray[np.int64]:

@@ -27,6 +27,13 @@ MOST, MARGIN, SURE = 0.3, 0.02, 1.5
 of their rehearsals have to be, on average; and how many standard deviations of as many ranks drawn by lot beyond it."""
 BEYOND = 1.5
 """So many are left out for each that the ranks show: the sum of noisy ranks is largest before the last wrong sample."""
+DOUBT = 0.2
+"""Probability of wrong labels from which on a sample goes before all whom the lot takes, though right is likelier.
+
+Where a place has to be filled it costs a good image otherwise, and a wrong label harms about as much as a right one
+helps (docs/results/noise.md): at one in five a sample may be worth half as much again as another and is still the one
+to go.
+"""
 _ROUNDS, _RAREST = 500, 1e-4
 _AT_FIRST = 0.05
 """The share to begin with, which odds that tell nothing do not move: labels are right till something speaks."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from yolo_adapruner.core.drift import drift
 from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.reasons import KINDS, REASONS, SUSPECT, Evidence, explain, suspicion_of_channels
-from yolo_adapruner.core.suspicion import mean_probability
+from yolo_adapruner.core.suspicion import mean_probability, softplus
 
 if TYPE_CHECKING:
     from yolo_adapruner.data.export import Outcome
@@ -81,6 +81,11 @@ def facts(outcome: Outcome, share: float, floor: float) -> dict[str, Any]:
         said["floor"] = {"asked": floor, "held": round(constraints.held(outcome.kept, share), 6)}
     said["required"] = 0 if constraints.required is None else int(constraints.required.sum())
     return said
+
+
+def trusting(constraints: Constraints, columns: Mapping[str, NDArray[Any]]) -> Constraints:
+    """Return constraints whose floors count what the judge takes for right, where one spoke in an outcome's columns."""
+    return constraints.trusting(softplus(columns["suspicion"])) if judged(columns) else constraints
 
 
 def arrays(constraints: Constraints) -> dict[str, NDArray[Any]]:

@@ -121,7 +121,8 @@ class Outcome:
         if visits is not None:
             columns["visits"] = np.asarray(visits, np.int64)
         history = pruner.history if pruner is not None else None
-        return cls(paths, kept, columns, history, constraints or Constraints())
+        limits = explain.trusting(constraints or Constraints(), columns)
+        return cls(paths, kept, columns, history, limits)
 
     def with_columns(self, columns: Mapping[str, NDArray[Any]]) -> Outcome:
         """Return the same with further columns behind its own, each (N,)."""
@@ -241,7 +242,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Outcome]:
             paths = npz.texts(arrays, "paths")
             constraints = explain.constraints_of(arrays, manifest["prune"].get("floor", 0.0), len(paths))
             columns = {name: npz.column(arrays, name) for name in manifest["columns"]}
-            outcome = Outcome(paths, arrays["kept"], columns, constraints=constraints)
+            outcome = Outcome(paths, arrays["kept"], columns, constraints=explain.trusting(constraints, columns))
         _check(manifest, outcome)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(

@@ -431,7 +431,7 @@ class AdaPruneMixin(Resumable):
         if stage is Stage.FINETUNE and self._features is not None:
             self._features.close()
         if stage is Stage.FINETUNE and self.pruner is not None and self.pruner.kept is not None:
-            self._say_if_eased(self.pruner.kept)
+            self._say_if_eased(self.pruner.kept, self.pruner.limits)
             keep = {path for path, kept in zip(self.paths, self.pruner.kept, strict=True) if kept}
             self._kept_dataset = self._subset(self.train_loader.dataset, keep)
             self.train_loader.close()
@@ -448,9 +448,9 @@ class AdaPruneMixin(Resumable):
         name = {Stage.WARMUP: "warm-up on all", Stage.JOINT: "joint pruning of", Stage.FINETUNE: "fine-tune on"}
         LOGGER.info(f"stage {int(stage)}: {name[stage]} {len(self.train_loader.dataset)} images")
 
-    def _say_if_eased(self, kept: NDArray[np.bool_]) -> None:
-        asked, share = self.constraints.floor, self.prune_config.share
-        if (held := self.constraints.held(kept, share)) < asked - 1e-9 and not kept.all():
+    def _say_if_eased(self, kept: NDArray[np.bool_], limits: Constraints) -> None:
+        asked, share = limits.floor, self.prune_config.share
+        if (held := limits.held(kept, share)) < asked - 1e-9 and not kept.all():
             LOGGER.warning(
                 f"prune {share:g} leaves too little to choose from for floor {asked:g}: eased to {held:.2f} for every "
                 "class, size and the images without boxes"

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_adapruner.core.reasons import DUPLICATE, SUSPECT
+from yolo_adapruner.core.reasons import DOUBTFUL, DUPLICATE, SUSPECT
 from yolo_adapruner.data.explain import judged
 from yolo_adapruner.data.export import shown
 from yolo_adapruner.data.labels import Labels
@@ -80,7 +80,7 @@ def island(run: Run, labels: Mapping[int, Labels | None], limits: Limits) -> dic
         "paths": [shown(path[len(root) :]) for path in paths],
         "links": {n: "file://" + quote(os.fsencode(path)) for n, path in enumerate(paths) if not is_text(path)},
         "reasons": [reasons[i] for i in rows],
-        "kinds": _details(run, rows, SUSPECT),
+        "kinds": _details(run, rows, SUSPECT, DOUBTFUL),
         "suspicion": [] if run.evidence.suspicion is None else _values(run.evidence.suspicion[rows]),
         "whole": run.task == "classify",
         "judged": judged(run.outcome.columns),
@@ -113,12 +113,12 @@ def _pictures(run: Run, rows: NDArray[np.int64], pairs: Mapping[int, str], limit
     }
 
 
-def _details(run: Run, rows: NDArray[np.int64], reason: str) -> dict[int, str]:
-    """Row → what is known beside its reason, of the rows with this one: a kind of fault, or the path of a kept twin."""
+def _details(run: Run, rows: NDArray[np.int64], *wanted: str) -> dict[int, str]:
+    """Row → what is known beside its reason, of the rows with one of these: a fault, or the path of a kept twin."""
     reasons, details = run.reasons, run.outcome.columns.get("detail")
     if details is None:
         return {}
-    return {row: str(details[i]) for row, i in enumerate(rows) if reasons[i] == reason and details[i]}
+    return {row: str(details[i]) for row, i in enumerate(rows) if reasons[i] in wanted and details[i]}
 
 
 def _classes(i: int, labels: Mapping[int, Labels | None]) -> list[int]:

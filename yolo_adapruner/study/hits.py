@@ -14,6 +14,7 @@ A cell whose line is in the file is not run again, and the set and the run folde
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.config import key_values
 from yolo_adapruner.core.signal import surprise
+from yolo_adapruner.core.suspicion import probability
 from yolo_adapruner.data.export import MANIFEST, Outcome, read
 from yolo_adapruner.errors import ConfigError, DataError
 from yolo_adapruner.study.command import one_line
@@ -50,6 +52,8 @@ RECIPE: dict[str, Any] = {
 """Settings of a cell's run; `key=value` words win over them."""
 DIGITS, OWN, MIXED = "digits", "own", "mixed"
 _PLANTED = (*KINDS, MIXED, OWN)
+DOUBTS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0)
+"""Edges of the probabilities of wrong labels by which images are counted, see `figures`."""
 _CHANNELS = ("localisation", "classification", "presence", "missing")
 
 
@@ -186,6 +190,8 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
       share of the planted that is dropped.
     - by_kind: of several kinds of wrong label each -> how many were planted, and AUROC and found of these alone.
     - named: truth -> the reason and the kind that its dropped images were given -> how many.
+    - doubts: of images with a probability of wrong labels between any two of `DOUBTS` how many are planted or of the
+      set's own wrong ones, and how many there are. Null of copies, and where nobody judged labels.
     - groups, one_kept, none_kept: groups of copies, those of which exactly one and none was kept. recognised: those in
       which an image was said to be a copy of another one of them, whatever went; alike: images that were said to be
       copies of one they were not planted as. Null where images were not compared.
@@ -220,6 +226,9 @@ def figures(outcome: Outcome, truth: Mapping[str, Truth], own: Collection[str] =
     several = [kind for kind in LABEL_KINDS if (kinds == kind).any()]
     if len(several) > 1:
         found["by_kind"] = {kind: {"planted": int((kinds == kind).sum()), **told(kinds == kind)} for kind in several}
+    found["doubts"] = None
+    if not copies and "suspicion" in columns and np.isfinite(columns["suspicion"]).any():
+        found["doubts"] = _by_doubt(columns["suspicion"], planted | wrong)
     return {**found, "own": int(wrong.sum()), "named": _named(outcome, kinds), **_groups(outcome, groups)}
 
 
@@ -247,7 +256,27 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         compared = [line for line in copies if line.get("recognised") is not None]
         entries.append(_spread([line["recognised"] / line["groups"] for line in compared]))
         text.append(f"| {data} | {settings} | {share:g} | {kind} | {len(found)} | {' | '.join(entries)} |")
-    return "\n".join([*text, "", confusion(lines)])
+    return "\n".join([*text, "", confusion(lines), *(["", doubted] if (doubted := doubts(lines)) else [])])
+
+
+def doubts(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return how often labels are wrong of which a run says so with some probability, in Markdown; "" where none does.
+
+    A row a set, summed over its lines: of the images of a bin the share that is planted or the set's own, and how many
+    these images are.
+    """
+    total: dict[str, NDArray[np.int64]] = {}
+    for line in lines:
+        if line.get("doubts"):
+            total[line["data"]] = total.get(line["data"], 0) + np.array(line["doubts"])
+    if not total:
+        return ""
+    heads = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(DOUBTS)]
+    text = [f"| P | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    for name, counts in sorted(total.items()):
+        shares = (f"{100 * wrong / n:.0f} % of {n}" if n else "–" for wrong, n in counts)
+        text.append(f"| {name} | {' | '.join(shares)} |")
+    return "\n".join(text)
 
 
 def confusion(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -322,6 +351,14 @@ def _finished(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return content.get("best_validation") is not None
+
+
+def _by_doubt(suspicion: NDArray[np.floating], wrong: NDArray[np.bool_]) -> list[list[int]]:
+    """Wrong ones and all by `DOUBTS`, of those that were judged."""
+    known = np.isfinite(suspicion)
+    bins = np.digitize(probability(np.asarray(suspicion[known], np.float64)), DOUBTS[1:-1])
+    counts = (np.bincount(bins[which], minlength=len(DOUBTS) - 1) for which in (wrong[known], slice(None)))
+    return [[int(one), int(all_)] for one, all_ in zip(*counts, strict=True)]
 
 
 def _named(outcome: Outcome, kinds: NDArray[np.str_]) -> dict[str, dict[str, int]]:

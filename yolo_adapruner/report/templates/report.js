@@ -31,10 +31,12 @@
     signal_spread: "signal, spread of epochs", epochs_seen: "joint epochs seen", seen: "whole views seen",
     similarity: "similarity to the nearest image", lot: "lot, the highest go first",
   };
-  const SUSPECT = "label suspect", DUPLICATE = "duplicate", DRAWN = "drawn", EASY = "easy", OUTLIER = "outlier";  // core/reasons.py
+  // core/reasons.py
+  const SUSPECT = "label suspect", DUPLICATE = "duplicate", DOUBTFUL = "doubtful", DRAWN = "drawn", EASY = "easy", OUTLIER = "outlier";
   const MEANINGS = {
     [SUSPECT]: "Their labels are likelier wrong than right.",
     [DUPLICATE]: "An image that was kept shows the same.",
+    [DOUBTFUL]: "Their labels are likelier right than wrong, but not by far. More images had to go, and these went before any that nothing speaks against.",
     [DRAWN]: "Nothing speaks against them. More images had to go than were suspect or there twice, and the lot fell on these.",
     [EASY]: "They had little left to teach: at least half of the set has a higher signal.",
     [OUTLIER]: "Harder than most, and nothing says that their labels are to blame.",
@@ -328,7 +330,7 @@
 
   function sentences(n) {
     const lines = [why(n)], seen = number("seen", n);
-    if (suspicion(n) !== null && data.reasons[n] !== SUSPECT) lines.push(`${doubt(n)}.`);
+    if (suspicion(n) !== null && data.reasons[n] !== SUSPECT && data.reasons[n] !== DOUBTFUL) lines.push(`${doubt(n)}.`);
     if (data.history[n] && data.epochs.length > 1) {
       const w = history(n), ends = w[w.length - 1];
       const how = Math.abs(ends - w[0]) < 0.05 ? "stayed near" : ends < w[0] ? `fell from ${w[0].toFixed(2)} to` : `rose from ${w[0].toFixed(2)} to`;
@@ -349,6 +351,8 @@
       return `Label suspect${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `; most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}.`;
     if (said === DUPLICATE)
       return `Duplicate of ${data.twins[n] ? file(data.twins[n]) : "another image"}, which was kept${alike === null ? "" : `: the nearest image shows the same with P\u00a0${equals(probability(alike))}`}.`;
+    if (said === DOUBTFUL)
+      return `Doubtful${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `, most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}; more images had to go, and it went before any that nothing speaks against.`;
     if (said === DRAWN) return "Drawn by lot: nothing speaks against it, but more images had to go than were suspect or there twice.";
     if (said === EASY) return `Easy: its signal of ${brief(signal)} nats is not above${median}.`;
     if (said === OUTLIER)
