@@ -194,17 +194,17 @@ class Learning(FirstColumn):
 DOUBTS = (0.5, 0.4, 0.3, 0.2, 0.19, 0.185, 0.181, 0.17, 0.1, 0.1)
 
 
-def warm(doubts: tuple[float, ...], **method: object) -> Pruner:
+def warm(doubts: tuple[float, ...], *, works: bool = False, worsens: bool = True, **method: object) -> Pruner:
     """A pruner after the epochs in which its judge doubts so much, or after as many of them as the warm-up took."""
     settings = Settings(**PruneConfig(**{"share": 0.1, "warmup_max": 0.5, "warmup_patience": 3, **method}).model_dump())
-    pruner = Pruner(N, CHANNELS, 40, settings, judge=Learning(), readings=READINGS)
+    pruner = Pruner(N, CHANNELS, 40, settings, judge=Learning(worsens=worsens), readings=READINGS)
     for doubt in doubts:
         if pruner.stage is not Stage.WARMUP:
             break
         pruner.open_epoch()
         values = np.full((N, READINGS if pruner.rehearses else CHANNELS), np.log(doubt / (1 - doubt)))
         pruner.observe(np.arange(N), values, rehearsed=np.ones((N, READINGS)))
-        pruner.close_epoch(0.5)
+        pruner.close_epoch(0.5, works=works)
     return pruner
 
 
@@ -227,6 +227,34 @@ def test_where_it_could_not_end_the_warm_up_nothing_is_rehearsed_in_it(method: d
 def test_a_longer_patience_waits_longer_and_a_doubt_that_falls_again_counts_anew() -> None:
     assert warm(DOUBTS, warmup_patience=5).stage is Stage.WARMUP  # 0.17 is the fourth that is no low, 0.1 is one
     assert len(warm((*DOUBTS, *[0.1] * 8), warmup_patience=5).doubts) == 14
+
+
+PATIENCES = [
+    # settings, whether a fault on a wrong label reads worse, epochs
+    ({"share": 0.05}, True, 18),
+    ({"share": 0.1}, True, 9),
+    ({"share": 0.2}, True, 5),
+    ({"share": 0.3}, True, 3),
+    ({"share": 0.5}, True, 3),
+    ({"share": 0.1, "dynamic": True}, True, 3),
+    ({"share": 0.1}, False, 3),
+    ({"share": 0.1, "warmup_patience": 4}, True, 4),
+    ({"share": 0.1, "warmup_patience": 0}, True, 0),
+]
+
+
+@pytest.mark.parametrize(("method", "worsens", "epochs"), PATIENCES, ids=[str(c) for c in PATIENCES])
+def test_the_less_goes_the_longer_a_detector_s_judge_is_waited_for(method: dict, worsens: bool, epochs: int) -> None:
+    assert warm((), **{"warmup_patience": "auto", **method}, worsens=worsens).patience == epochs
+
+
+def test_where_little_goes_what_the_model_knows_ends_no_warm_up_in_which_the_judge_still_learns() -> None:
+    assert warm(DOUBTS[:3], works=True).stage is Stage.WARMUP
+    assert warm(DOUBTS, works=True).stage is Stage.JOINT  # by the judge, after the seventh
+    for method in ({"share": 0.3}, {"dynamic": True}, {"warmup_patience": 0}):
+        assert len(warm(DOUBTS, works=True, **method).doubts) <= 1
+    assert warm(DOUBTS[:1], works=True, worsens=False).stage is Stage.JOINT
+    assert warm((np.nan,), works=True).stage is Stage.JOINT  # a judge that says nothing
 
 
 def test_a_resumed_warm_up_remembers_its_doubts() -> None:

@@ -61,12 +61,13 @@ class Groups:
     def trusted(self, right: NDArray[np.floating]) -> Groups:
         """Return the same where things count by how far their sample is trusted, (N,) in [0, 1].
 
-        Boxes count by `TRUSTED` at least. An image without any of which the judge is sure that they are missing is no
-        background image.
+        Boxes count by `TRUSTED` at least. An image without boxes that is likelier unlabelled than not is no background
+        image, and counts by nothing: of a set whose only images without boxes are those, no share of them is to stay.
         """
-        whole = np.array([family == BACKGROUND for family in self.family])[self.group]
+        background = np.array([family == BACKGROUND for family in self.family])[self.group]
         part = right[self.sample]
-        return replace(self, count=self.count * np.where(whole, part, np.maximum(part, TRUSTED)))
+        empty = np.where(part < 0.5, 0, part)
+        return replace(self, count=self.count * np.where(background, empty, np.maximum(part, TRUSTED)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,12 @@ Where a tenth goes, the ranking is as good as the few images at its end, and goo
 wrong labels have to be told from right ones all the same, or good hard images go in their place; but each further epoch
 on everything is time that pruning does not save.
 """
+PATIENCE, WAIT = 3, 0.9
+"""Least auto patience with a judge that learns, in epochs; and what it may cost a detector, in epochs on everything.
+
+Another epoch of warm-up costs the part of it that pruning would have saved: where a tenth goes, nine cost as much as
+three where three tenths go, and a judge is better the more its model knows (docs/results/ready.md).
+"""
 SURE = 0.8
 """Part of the share that goes, from the lowest logit up, about which the mask is sure: the rest is near the cut."""
 DECIDED = 3
@@ -121,7 +127,12 @@ class Settings:
     dynamic_rescale: float = 0.0
     validate_all: bool = False
     warmup_agree: float = 2.0
-    warmup_patience: int = 0
+    warmup_patience: Literal["auto"] | int = 0
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a run is to save time: much goes, or epochs are to be shorter."""
+        return self.dynamic or self.share >= SHARES[1]
 
     @property
     def lengths(self) -> tuple[float, float]:
@@ -279,8 +290,24 @@ class Pruner:
         """
         if self.suspicion.judge is None or self.stage is Stage.FINETUNE:
             return False
-        asked = self.settings.warmup == "auto" and 0 < self.settings.warmup_patience < self.warmup_limit
+        asked = self.settings.warmup == "auto" and 0 < self.patience < self.warmup_limit
         return self.stage is Stage.JOINT or asked
+
+    @property
+    def patience(self) -> int:
+        """Epochs of an auto warm-up without a new low of the judge's doubt that end it; 0: they never do."""
+        if self.settings.warmup_patience != "auto":
+            return self.settings.warmup_patience
+        return max(PATIENCE, math.ceil(WAIT / max(self.settings.share, 0.01))) if self._waits else PATIENCE
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the warm-up waits for its judge: it saves little to begin sooner, and what is wrong keeps showing.
+
+        A classifier soon knows its wrong labels by heart.
+        """
+        judge = self.suspicion.judge
+        return judge is not None and judge.worsens and not self.settings.hurried
 
     def carry(self, logits: NDArray[np.floating], seen: NDArray[np.floating]) -> None:
         """Begin with what an earlier run learned, before the first epoch.
@@ -411,7 +438,9 @@ class Pruner:
         ready = False
         if self.rehearses:
             self.doubts.append(self._doubt(means))
-            ready = stalled(self.doubts, self.settings.warmup_patience)
+            ready = stalled(self.doubts, self.patience)
+            # What a model knows of its training images says less about a judge than the judge does.
+            works &= not self._waits or math.isnan(self.doubts[-1])
         early = (works or ready or self.agreement >= agree) and self.settings.warmup == "auto"
         if early or self._warm_epochs >= self.warmup_limit:
             self.stage = Stage.JOINT
