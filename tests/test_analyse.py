@@ -197,11 +197,11 @@ def test_the_verdicts_count_what_is_found_and_what_is_mistaken(
 def test_lots_take_doubtful_images_the_more_the_sharper_they_are(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Odds as given, so that how well a judge tells faults is not what is asked here: the planted are doubtful, P = .27,
-    # and in the clean set every tenth image.
+    # Odds as given, so that how well a judge tells faults is not what is asked here: the planted are a little doubtful,
+    # P = .18, and in the clean set every tenth image.
     kinds = np.array(["shifted"] * 20 + ["clean"] * 177 + ["duplicate"] * 3)
-    weak = np.where(kinds == "shifted", -1.0, -6.0)
-    odds = {"weak": (kinds, weak), "clean": (np.full(200, "clean"), np.where(np.arange(200) % 10, -6.0, -1.0))}
+    weak = np.where(kinds == "shifted", -1.5, -6.0)
+    odds = {"weak": (kinds, weak), "clean": (np.full(200, "clean"), np.where(np.arange(200) % 10, -6.0, -1.5))}
     with monkeypatch.context() as patch:
         patch.setattr(analyse, "_judged", lambda file, window: odds[file.stem])
         assert main(["weak.npz", "clean.npz", "--lots", "--window", "0", "1"]) == 0

@@ -99,8 +99,8 @@ def test_a_run_drops_the_images_under_wrong_classes_and_says_so(spoilt, tmp_path
     gone = scores.filter(~pl.col("kept"))
     hit = gone.filter(pl.col("path").is_in(moved))
     assert len(gone) == 10
-    assert len(hit) >= 7
-    assert set(hit["reason"]) == {"label suspect"}
+    assert (hit["reason"] == "label suspect").sum() >= 7
+    assert set(hit["reason"]) <= {"label suspect", "doubtful"}
     assert set(hit["detail"]) == {"swapped"}
     assert trainer.pruner.suspicion.share == pytest.approx(0.1, abs=0.05)
 

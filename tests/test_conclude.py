@@ -57,7 +57,7 @@ def finish(runner: CellRunner, cell: Cell, *, hits: bool = True, learned: bool =
         lot = np.full(IMAGES, np.nan)
         lot[50 + 3 * cell.seed : 50 + 3 * cell.seed + by_lot] = 1.0  # each seed its own
         kept &= np.isnan(lot)
-        suspicion = np.where(np.isnan(lot), 1.0, -1.0)
+        suspicion = np.where(np.isnan(lot), 1.0, -3.0)
         outcome = export.Outcome(paths, kept, {"logit": np.zeros(IMAGES), "suspicion": suspicion, "lot": lot})
         manifest = {"seed": cell.seed, "prune": {"share": SHARE}}
         export.write(home, outcome, source=Path("/set/d.yaml"), data=DATA, manifest=manifest)

@@ -295,7 +295,9 @@ def test_a_failed_run_in_two_processes_is_resumed_in_two(tmp_path, monkeypatch):
     for moment, held in first.items():
         np.testing.assert_array_equal(held["logits"], second[moment]["logits"], err_msg=moment)
         np.testing.assert_array_equal(held["counts"], second[moment]["counts"], err_msg=moment)
-    assert (first["04"]["counts"][:, -1] == 4).all()
+    asked = np.isin(np.arange(25), first["04"]["asked"])  # what three epochs have decided on may rest in the fourth
+    np.testing.assert_array_equal(first["04"]["counts"][:, -1], 3 + asked)
+    assert asked.sum() >= 20
     assert [row["epoch"] for row in results(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert result.kept == 20 == len(read_list(tmp_path / "run" / "kept.txt"))
 
