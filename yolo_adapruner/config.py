@@ -51,7 +51,7 @@ class PruneConfig(BaseModel):
         union_mode="left_to_right",
         description="auto ends it as well once the judge has learned what it can: in so many epochs in a row the "
         "probability of wrong labels that it gives the images on average has not fallen by a tenth; 0 never. auto: 3 "
-        "from share 0.3 on and with dynamic, below that 0.9 / share, 9 at 0.1.",
+        "from share 0.3 on, with dynamic and for classifiers, else 0.9 / share, 9 at 0.1.",
     )
     warmup_max: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "auto",

@@ -7,7 +7,6 @@ there are, not with samples times groups.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_adapruner.core.suspicion import DOUBT
+from yolo_adapruner.core.suspicion import doubtful
 
 CLASS, SIZE, BACKGROUND = "class", "size", "background"
 TRUSTED = 0.1
@@ -95,10 +94,10 @@ class Constraints:
         Args:
             wrong: -log P(the labels are right), nats, (N,); NaN unknown. Below a P(wrong) of `DOUBT` all counts whole.
         """
-        doubtful = np.nan_to_num(wrong, nan=0.0) >= -math.log1p(-DOUBT)
-        if self.groups is None or not self.floor or not doubtful.any():
+        doubted = doubtful(wrong)
+        if self.groups is None or not self.floor or not doubted.any():
             return replace(self, right=None)
-        return replace(self, right=np.where(doubtful, np.exp(-wrong), 1).astype(np.float32))
+        return replace(self, right=np.where(doubted, np.exp(-wrong), 1).astype(np.float32))
 
     @cached_property
     def counted(self) -> Groups | None:

@@ -26,7 +26,7 @@ from yolo_adapruner.core.redundancy import Graph, Redundancy
 from yolo_adapruner.core.schedule import rank_agreement
 from yolo_adapruner.core.selection import cut, in_order
 from yolo_adapruner.core.signal import pressure, sample_loss, surprise
-from yolo_adapruner.core.suspicion import DOUBT, Judge, Suspicion, mean_probability
+from yolo_adapruner.core.suspicion import Judge, Suspicion, doubtful, mean_probability
 
 DRAW = "draw"
 """Samples that nothing speaks against go each by its lot; otherwise by what the objective makes of their signal."""
@@ -64,18 +64,17 @@ COPIES = 1.0
 A lot to the power of 1 - r tells copies of r = 0.999 from surer ones by less than a mask remembers of earlier epochs.
 """
 SHARPNESS = 1
-"""How steeply a lot rises with doubt about the labels below `DOUBT`, see `draw_lots`.
+"""How steeply a lot rises with doubt about the labels below `suspicion.DOUBT`, see `draw_lots`.
 
 At 4 the order finds more of the planted faults, and what is kept teaches less: doubtful images are the hard ones too
 (docs/results/rest.md).
 """
+AHEAD = 0.01
+"""How far below the highest lot that of a doubtful sample lies, times how far it is from even odds."""
 FALL = 0.1
 """Part by which the judge's doubt has to fall for an epoch of the warm-up to count as one that taught it something."""
 SAME = 0.95
 """Part of the dropped samples in common from which on two epochs' cuts count as the same."""
-
-AHEAD = 0.01
-"""How far below the highest lot that of a doubtful sample lies at most, times how far it is from even odds."""
 
 _CHUNK = 1 << 18  # samples a stride: what is made on the way stays small however many there are
 _LOTS = 0x107  # lots are drawn from numbers of their own
@@ -674,7 +673,9 @@ class Pruner:
         if self._best_logits is not None:
             self.redundancy.recall()
         share = self.settings.share if self.seen.any() else 0.0
-        self.kept = cut(self._in_order(self.mask.logits, self.lots), share, self.limits)
+        wrong = None if self._uniform is None else self.suspicion.wrong
+        lots = None if wrong is None else self._lots(wrong)
+        self.kept = cut(self._in_order(self.mask.logits, lots), share, self._limits(wrong))
         self.stage = Stage.FINETUNE
         return self.kept
 
@@ -770,8 +771,8 @@ def draw_lots(
 
     u^((1 - 2 P)^sharpness), P being how probable it is that its labels are wrong: the bare number at P = 0. Keys
     u^(1 / w) draw without replacement by weights w (Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003), here
-    (1 - 2 P)^-sharpness. From P = `DOUBT` on 1 - `AHEAD` (1 - 2 P): before all but the luckiest, the likelier wrong
-    first, up to 1 at even odds. NaN beyond these, where no lot decides.
+    (1 - 2 P)^-sharpness. From P = `suspicion.DOUBT` on 1 - `AHEAD` (1 - 2 P): before all but the luckiest, the
+    likelier wrong first, up to 1 at even odds. NaN beyond these, where no lot decides.
 
     Args:
         uniform: numbers u drawn evenly from [0, 1), (N,).
@@ -781,7 +782,7 @@ def draw_lots(
     odds_left = 2 * np.exp(-np.nan_to_num(wrong, nan=0.0)) - 1  # 1 - 2 P
     calm = odds_left >= 0
     lots = np.where(calm, uniform ** np.where(calm, odds_left, 1) ** sharpness, np.nan)
-    return np.where(calm & (odds_left <= 1 - 2 * DOUBT), 1 - AHEAD * odds_left, lots)
+    return np.where(calm & doubtful(wrong), 1 - AHEAD * odds_left, lots)
 
 
 def near_even(wrong: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_adapruner.core.signal import channel_surprise
-from yolo_adapruner.core.suspicion import DOUBT
+from yolo_adapruner.core.suspicion import doubtful, softplus
 
 SUSPECT, DUPLICATE, DOUBTFUL, DRAWN = "label suspect", "duplicate", "doubtful", "drawn"
 EASY, OUTLIER = "easy", "outlier"
@@ -51,8 +51,8 @@ def explain(
     1. *label suspect*: the suspicion is above 0, so that its labels are likelier wrong than right. Whether it has a
        twin does not matter then: a wrong label is one wherever it stands.
     2. *duplicate*: it has a twin that was kept, or that has one in turn.
-    3. *doubtful*: more had to go, and its labels are wrong with a probability of `DOUBT` or more, which is before any
-       lot.
+    3. *doubtful*: more had to go, and its labels are wrong with a probability of `suspicion.DOUBT` or more, which is
+       before any lot.
     4. *drawn*: nothing spoke against it, more had to go, and it drew a high lot.
     5. *easy*: its signal is at or below the median. Half of the set at least is harder, and what its classes keep
        is for the floors to see to: nothing it shows is lost with it.
@@ -70,12 +70,11 @@ def explain(
     seen = np.isfinite(signal)
     median = np.median(signal[seen]) if seen.any() else np.inf
     twin = kept_twin(kept, evidence.twin)
-    suspicion = np.full(len(kept), np.nan) if evidence.suspicion is None else evidence.suspicion
-    doubted = np.nan_to_num(suspicion, nan=-np.inf)
+    unknown = np.full(len(kept), np.nan)
+    suspicion = unknown if evidence.suspicion is None else np.asarray(evidence.suspicion, np.float64)
     drawn = np.zeros(len(kept), bool) if evidence.lot is None else np.isfinite(evidence.lot)
-    doubtful = drawn & (doubted >= np.log(DOUBT / (1 - DOUBT)))
     reason = np.select(
-        [kept, doubted > 0, twin >= 0, doubtful, drawn, seen & (signal <= median)],
+        [kept, suspicion > 0, twin >= 0, drawn & doubtful(softplus(suspicion)), drawn, seen & (signal <= median)],
         ["", SUSPECT, DUPLICATE, DOUBTFUL, DRAWN, EASY],
         OUTLIER,
     )

@@ -381,6 +381,15 @@ def _log_sum(logs: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(most + np.log(np.exp(logs - most[:, None]).sum(1)))
 
 
+def doubtful(wrong: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return which samples' labels are wrong with a probability of `DOUBT` or more, (N,); not those nobody judged.
+
+    Args:
+        wrong: -log P(the labels are right), nats, (N,); NaN unknown.
+    """
+    return np.nan_to_num(wrong, nan=0.0) >= -math.log1p(-DOUBT)
+
+
 def softplus(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return log(1 + exp(log odds)), which is -log of the probability against, without overflow."""
     # As numpy's logaddexp, which warns of NaN.

@@ -348,17 +348,22 @@
     const said = data.reasons[n], alike = number("similarity", n), signal = number("signal", n);
     const median = data.median === null ? "" : ` the median of ${brief(data.median)}`;
     if (said === SUSPECT)
-      return `Label suspect${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `; most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}.`;
+      return `Label suspect${blame(n, ";")}.`;
     if (said === DUPLICATE)
       return `Duplicate of ${data.twins[n] ? file(data.twins[n]) : "another image"}, which was kept${alike === null ? "" : `: the nearest image shows the same with P\u00a0${equals(probability(alike))}`}.`;
     if (said === DOUBTFUL)
-      return `Doubtful${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${data.kinds[n] ? `, most likely ${KINDS[data.kinds[n]] ?? data.kinds[n]}` : ""}; more images had to go, and it went before any that nothing speaks against.`;
+      return `Doubtful${blame(n, ",")}; more images had to go, and it went before any that nothing speaks against.`;
     if (said === DRAWN) return "Drawn by lot: nothing speaks against it, but more images had to go than were suspect or there twice.";
     if (said === EASY) return `Easy: its signal of ${brief(signal)} nats is not above${median}.`;
     if (said === OUTLIER)
       return signal === null ? "Outlier: nothing was ever seen of it."
         : `Outlier: its signal of ${brief(signal)} nats is above${median}, and nothing says that its labels are to blame.`;
     return said === "dropped" ? "Dropped for its low score." : `Dropped: ${said}.`;
+  }
+
+  function blame(n, mark) {
+    const kind = data.kinds[n];
+    return `${suspicion(n) === null ? "" : `: ${lower(doubt(n))}`}${kind ? `${mark} most likely ${KINDS[kind] ?? kind}` : ""}`;
   }
 
   function doubt(n) {
