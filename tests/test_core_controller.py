@@ -107,7 +107,7 @@ BEST = [
     ("too much kept", 0.83, 0.9, 1),
     ("too little kept", 0.77, 0.9, 1),
     ("matches and is worse", 0.8, 0.2, 1),
-    ("matches and is equal: the earlier one stays", 0.8, 0.3, 1),
+    ("matches and is equal: the later one rests on more", 0.8, 0.3, 3),
     ("matches without a metric", 0.8, NAN, 1),
 ]
 
@@ -118,6 +118,13 @@ def test_the_best_epoch_is_one_whose_mask_matches_the_final_share(kept, metric, 
     state = step(at(progress, best_metric=0.3, best_epoch=1), kept, metric, SCHEDULE)
     assert state.best_epoch == epoch
     assert state.best_metric == (metric if epoch == 3 else 0.3)
+
+
+@pytest.mark.parametrize(("kept", "best"), [(1.0, 1), (0.996, 1), (0.995, 3), (0.99, 3), (0.98, 3)])
+def test_a_mask_that_has_dropped_less_than_half_of_a_small_share_matches_nothing(kept, best):
+    """At 0.01 to go all that is kept is within 0.02 of what shall be."""
+    state = at(1.0, best_metric=0.3, best_epoch=1)
+    assert step(state, kept, 0.5, replace(SCHEDULE, kept=0.99)).best_epoch == best
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 9, 10, 30, 49, 100, 333])

@@ -248,6 +248,15 @@ def test_the_less_goes_the_longer_a_detector_s_judge_is_waited_for(method: dict,
     assert warm((), **{"warmup_patience": "auto", **method}, worsens=worsens).patience == epochs
 
 
+def test_a_short_training_s_longest_warm_up_is_long_enough_for_the_judge_to_be_asked() -> None:
+    method = {"share": 0.05, "warmup_max": 0.25, "warmup_patience": "auto"}  # 10 epochs at most; 18 would be waited for
+    pruner = warm(DOUBTS[:3], works=True, **method)
+    assert (pruner.warmup_limit, pruner.patience) == (10, 9)
+    assert pruner.rehearses
+    assert pruner.stage is Stage.WARMUP
+    assert len(warm((0.2,) * 12, works=True, **method).doubts) == 10  # the first low, and nine that bring no new one
+
+
 def test_where_little_goes_what_the_model_knows_ends_no_warm_up_in_which_the_judge_still_learns() -> None:
     assert warm(DOUBTS[:3], works=True).stage is Stage.WARMUP
     assert warm(DOUBTS, works=True).stage is Stage.JOINT  # by the judge, after the seventh

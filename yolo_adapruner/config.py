@@ -30,15 +30,16 @@ class PruneConfig(BaseModel):
     warmup: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto",
         union_mode="left_to_right",
-        description="Epochs on everything before images are judged; auto ends it once labelled objects are found. 0 "
-        "suits a trained checkpoint as model.",
+        description="Epochs on everything before images are judged; auto ends it by what is measured, see the next "
+        "ones. 0 suits a trained checkpoint as model.",
     )
     warmup_fit: float = Field(
         0.6,
         gt=0,
         lt=1,
-        description="auto ends the warm-up after an epoch in which labelled objects were found with this mean IoU and "
-        "this mean probability of their class; a classifier has the probability alone.",
+        description="From share 0.3 on, with dynamic or without a judge, auto ends the warm-up after an epoch in which "
+        "labelled objects were found with this mean IoU and this mean probability of their class; a classifier's at "
+        "any share, by the probability alone.",
     )
     warmup_agree: float = Field(
         2.0,
@@ -51,7 +52,8 @@ class PruneConfig(BaseModel):
         union_mode="left_to_right",
         description="auto ends it as well once the judge has learned what it can: in so many epochs in a row the "
         "probability of wrong labels that it gives the images on average has not fallen by a tenth; 0 never. auto: 3 "
-        "from share 0.3 on, with dynamic and for classifiers, else 0.9 / share, 9 at 0.1.",
+        "from share 0.3 on, with dynamic and for classifiers, else 0.9 / share, 9 at 0.1, and an epoch less than "
+        "the longest warm-up at most.",
     )
     warmup_max: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "auto",
@@ -92,7 +94,11 @@ class PruneConfig(BaseModel):
         "controller takes a step back.",
     )
     match: float = Field(
-        0.02, gt=0, lt=1, description="A mask counts as matching when its kept share is this near the wanted one."
+        0.02,
+        gt=0,
+        lt=1,
+        description="A mask counts as matching when its kept share is this near the wanted one, and half of what is to "
+        "go has gone.",
     )
     redundancy: float = Field(
         2.0,

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+_GONE = 0.5
+"""Part of the final share that a mask must have dropped to match it, however near `match` lets it come."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -22,7 +25,8 @@ class Schedule:
         lambda_base, lambda_gain: strength of the compression term, lambda = base + gain * |kept share - target|.
         tolerance: how far the validation metric may fall below its reference before a step is taken back, as a share of
             the reference, >= 0.
-        match: |kept share - kept| up to which a mask counts as having reached the target.
+        match: |kept share - kept| up to which a mask counts as having reached the target, if it has dropped half of
+            1 - kept at least.
     """
 
     kept: float
@@ -46,7 +50,8 @@ class State:
         target: kept share asked of the mask now.
         s, lam: scale and lambda in force.
         reference: the validation metric to hold, the best of the joint stage so far (the warm-up's last before that).
-        best_metric, best_epoch: of the epochs whose mask matched the final share; epoch -1: none did yet.
+        best_metric, best_epoch: of the epochs whose mask matched the final share, the last of several as good; epoch
+            -1: none did yet.
         action: what the last step did: "start", "advance", "back: metric", "back: kept", "wait", "settle".
     """
 
@@ -97,7 +102,9 @@ def step(state: State, kept: float, metric: float, schedule: Schedule, *, fresh:
     closed = replace(
         state, epoch=state.epoch + 1, action=action, reference=state.reference if fell else max(state.reference, metric)
     )
-    if fresh and abs(kept - schedule.kept) <= schedule.match and metric > state.best_metric:
+    # `match` may be all of a small share, and a mask that has dropped nothing yet is none for it.
+    matches = abs(kept - schedule.kept) <= schedule.match and 1 - kept >= _GONE * (1 - schedule.kept)
+    if fresh and matches and metric >= state.best_metric:
         closed = replace(closed, best_metric=metric, best_epoch=state.epoch)
     return _at(closed, progress, kept, schedule)
 

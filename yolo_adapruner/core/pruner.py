@@ -297,7 +297,10 @@ class Pruner:
         """Epochs of an auto warm-up without a new low of the judge's doubt that end it; 0: they never do."""
         if self.settings.warmup_patience != "auto":
             return self.settings.warmup_patience
-        return max(PATIENCE, math.ceil(WAIT / max(self.settings.share, 0.01))) if self._waits else PATIENCE
+        if not self._waits:
+            return PATIENCE
+        # No more than the longest warm-up has, or nobody would be waited for.
+        return max(PATIENCE, min(math.ceil(WAIT / max(self.settings.share, 0.01)), self.warmup_limit - 1))
 
     @property
     def _waits(self) -> bool:
