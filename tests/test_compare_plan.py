@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from itertools import chain, permutations
 from pathlib import Path
@@ -13,9 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import build_set, training_images
 from yolo_adapruner.config import RunConfig, load
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export
+from yolo_adapruner.engine.splits import content_print, load_data
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.study import compare as comparing
 from yolo_adapruner.study import ground
@@ -318,6 +321,21 @@ def test_a_named_comparison_goes_on_in_its_folder(tmp_path):
     first = folder_of(config, [0.1, 0.3], 3)
     assert first == tmp_path / "mine"
     assert folder_of(config, [0.1, 0.3], 3) == first
+
+
+def test_a_set_is_the_same_by_whatever_link_it_is_reached(tmp_path):
+    file = build_set(tmp_path / "set", train=3, val=2)
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    shutil.copytree(tmp_path / "set", tmp_path / "copy")
+    prints = []
+    for folder in ("set", "link", "copy"):
+        content = {**yaml.safe_load(file.read_text()), "path": str(tmp_path / folder)}
+        (tmp_path / f"{folder}.yaml").write_text(yaml.safe_dump(content))
+        prints.append(content_print(load_data(str(tmp_path / f"{folder}.yaml"))))
+    assert len(set(prints)) == 1
+    image = training_images(tmp_path / "copy" / "data.yaml")[0]
+    image.rename(image.with_stem("other"))
+    assert content_print(load_data(str(tmp_path / "copy.yaml"))) != prints[0]
 
 
 def test_other_arms_make_another_comparison_and_the_usual_ones_do_not(tmp_path):

@@ -322,6 +322,22 @@ def test_place_device_and_name_make_no_difference(comparison, tmp_path):
     assert len(read_elsewhere([result.folder / "compare.json"], config, "aa", "bb").cells) == len(done)
 
 
+def test_settings_of_a_dynamic_training_make_no_difference_where_none_is(comparison, tmp_path):
+    """Of an earlier version, say, that did not have one of them yet."""
+    result, done = comparison
+    save(result)
+    content = json.loads((result.folder / "compare.json").read_text(encoding="utf-8"))
+    del content["config"]["prune"]["dynamic_rescale"]
+    content["config"]["prune"]["dynamic_share"] = 0.9
+    (tmp_path / "earlier.json").write_text(json.dumps(content))
+    config = config_of(tmp_path)
+    assert len(read_elsewhere([tmp_path / "earlier.json"], config, "aa", "bb").cells) == len(done)
+    content["config"]["prune"]["dynamic"] = True
+    (tmp_path / "dynamic.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"other prune\.dynamic, prune\.dynamic_share, prune\.dynamic_rescale"):
+        read_elsewhere([tmp_path / "dynamic.json"], config, "aa", "bb")
+
+
 def test_a_given_list_is_taken_only_where_it_is_the_same(comparison, tmp_path):
     result, _ = comparison
     save(result)

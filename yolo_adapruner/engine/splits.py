@@ -75,11 +75,13 @@ def content_print(data: dict[str, Any]) -> str:
 
 
 def relative(path: str, data: Mapping[str, Any]) -> str:
-    """Return an image's path inside its set, or its name alone where it lies elsewhere; with forward slashes."""
-    try:
-        return Path(path).relative_to(data["path"]).as_posix()
-    except (KeyError, ValueError):
-        return Path(path).name
+    """Return an image's path inside its set, or its name alone where it lies elsewhere; with forward slashes.
+
+    Ultralytics resolves links in the splits' paths and not in the set's own.
+    """
+    roots = [Path(data["path"]), Path(data["path"]).resolve()] if "path" in data else []
+    inside = next((root for root in roots if Path(path).is_relative_to(root)), Path(path).parent)
+    return Path(path).relative_to(inside).as_posix()
 
 
 def box_classes(paths: Sequence[str]) -> list[list[int]]:

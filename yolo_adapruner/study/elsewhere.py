@@ -131,7 +131,8 @@ def _reason(error: Exception) -> str:
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     before, now = (_flat(json.loads(json.dumps(c, default=str))) for c in (held, wanted))
-    keys = [key for key in {**before, **now} if key not in _PLACE]
+    dynamic = before.get("prune.dynamic") or now.get("prune.dynamic")
+    keys = [key for key in {**before, **now} if key not in _PLACE and (dynamic or not key.startswith("prune.dynamic_"))]
     return [key for key in keys if before.get(key) != now.get(key)]
 
 
