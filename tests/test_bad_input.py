@@ -102,6 +102,10 @@ def test_a_share_out_of_range(home, capsys, share):
         ("mosaic=sehr", ("mosaic",)),
         ("fliplr=2", ("fliplr",)),
         ("imgsz=16", ("imgsz", "32")),
+        ("optimizer=sdg", ("Expected an optimizer that there is", "'sdg' not found", "SGD")),
+        ("freeze=99", ("Expected a layer that is left to train", "freeze=99")),
+        ("freeze=foo", ("Expected whole numbers as freeze, such as 0,1 or [0, 1], but got foo",)),
+        ("classes=[a, 1]", ("Expected whole numbers as classes", "['a', 1]")),
     ],
 )
 def test_a_setting_that_cannot_be(home, capsys, setting, words):
@@ -422,6 +426,7 @@ def test_a_folder_that_was_there_before_stays(home, capsys):
     ("setting", "words"),
     [
         ("val=False", "Expected validation after each epoch, but got val=False"),
+        ("save=False", "Expected checkpoints to be written, but got save=False"),
         ("time=1", "Expected a budget in epochs, but got time=1"),
         ("device=98,99", "Expected a device of this machine, but got device=98,99"),
         ("amp=bf16", "Expected a CUDA device that computes in bfloat16 for amp=bf16, but cpu is none"),
@@ -437,6 +442,14 @@ def test_a_folder_that_was_there_before_stays(home, capsys):
 def test_recipes_that_pruning_cannot_follow(home, capsys, setting, words):
     words_without_device = [word for word in SETTINGS if not word.startswith("device=")]
     assert words in refused(capsys, "train", "run.yaml", *words_without_device, setting)
+
+
+@pytest.mark.parametrize("setting", ["fraction=0.5", "single_cls=True", "classes=[1]", "classes=1"])
+@pytest.mark.parametrize("command", [["compare"], ["study", "terms"]], ids=["compare", "study"])
+def test_a_comparison_of_a_part_of_the_data_file(home, capsys, command, setting):
+    """Lists are cut from the part, and a part of them would be trained on; classes left out would count as missed."""
+    line = refused(capsys, *command, "run.yaml", *SETTINGS, setting)
+    assert f"Expected a recipe that trains on the data file as it is, but got {setting}" in line
 
 
 @pytest.mark.parametrize("command", [["compare"], ["study", "terms"]], ids=["compare", "study"])

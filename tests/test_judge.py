@@ -185,6 +185,14 @@ def test_a_ready_judge_ends_the_warm_up_and_asking_it_changes_no_bit_of_the_trai
 
 
 @pytest.mark.slow
+def test_every_epoch_is_rehearsed_however_few_batches_of_mixed_images_it_has(tmp_path: Path) -> None:
+    settings = {"epochs": 8, "batch": 12, "mosaic": 1.0, "close_mosaic": 0}  # two batches, and one of three rehearsed
+    run = train_here(build_set(tmp_path / "set"), tmp_path / "run", method={"warmup": "auto"}, **settings)
+    assert len(run.pruner.doubts) >= 3
+    assert np.isfinite(run.pruner.doubts).all()
+
+
+@pytest.mark.slow
 def test_of_a_large_set_only_a_part_is_asked_whether_the_judge_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,17 @@ def test_a_run_started_anew_in_a_folder_does_not_go_on_from_an_earlier_run_s_sta
     assert not (folder / "weights" / state.NAME).exists()
 
 
+def test_a_run_started_anew_in_a_finished_run_s_folder_is_resumed(whole, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(home)
+    folder = shutil.copytree(whole, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_in_batch(patch, 2)
+        assert main([*run_words("run", project=tmp_path, exist_ok=True), "--prune", "0.5"]) == 130
+    assert not (folder / "manifest.json").exists()
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert len((folder / "dropped.txt").read_text().splitlines()) == 12
+
+
 @pytest.mark.parametrize("spoil", [lambda f: f.write_bytes(b"torn"), lambda f: f.unlink()])
 def test_a_resume_needs_no_checkpoint_of_ultralytics(joint, whole, tmp_path, spoil):
     folder = shutil.copytree(joint, tmp_path / "run")

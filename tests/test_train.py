@@ -14,8 +14,10 @@ import yaml
 
 from tests import helpers
 from tests.helpers import QUICK, read_list, results, stages, train_here, training_images
+from yolo_adapruner import AdaPruneTrainer
 from yolo_adapruner.data import npz
 from yolo_adapruner.engine.channels import CHANNELS
+from yolo_adapruner.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -552,6 +554,39 @@ def test_prune_0_says_that_nothing_will_be_pruned(data, tmp_path, monkeypatch, c
     assert main(["export", "runs/adaprune/r"]) == 0
     assert main(["export", "runs/adaprune/r", "--prune", "0.1"]) == 2
     assert "run it with a share" in capsys.readouterr().err
+
+
+def test_trained_as_one_class_the_pruned_data_file_keeps_the_classes_that_its_labels_have(data, tmp_path):
+    from ultralytics.cfg import get_cfg
+
+    from yolo_adapruner.engine import labelcache
+    from yolo_adapruner.engine.splits import load_data
+
+    trainer = train_here(data, tmp_path / "run", epochs=4, single_cls=True)
+    assert trainer.data["names"] == {0: "item"}
+    pruned = load_data(str(tmp_path / "run" / "pruned.yaml"))
+    assert pruned["names"] == load_data(str(data))["names"]
+    read = labelcache.build(get_cfg(overrides={"task": "detect"}), pruned["train"], 4, pruned)
+    assert len(read) == 18  # Ultralytics passes over an image with a class that the file does not name
+
+
+def test_a_last_batch_of_one_at_the_smallest_of_several_sizes_is_refused_before_anything_is_trained(data, tmp_path):
+    """Seventeen are left, and batch normalisation has one value of an image of 32 pixels."""
+    settings = {"share": 0.29, "batch": 4, "imgsz": 64}
+    with pytest.raises(ConfigError, match=r"the last of the 17 images .* stands alone with batch 4"):
+        train_here(data, tmp_path / "run", multi_scale=0.5, **settings)
+    train_here(data, tmp_path / "other", multi_scale=0.0, epochs=4, **settings)
+
+
+def test_patience_counts_from_the_fine_tune_stage_on(data, tmp_path):
+    class Falling(AdaPruneTrainer):
+        def validate(self):
+            metrics, _ = super().validate()
+            return metrics, 1 / (1 + self.epoch)
+
+    method = {"warmup": 2, "joint": 0.25, "validate_all": True}
+    train_here(data, tmp_path / "run", trainer=Falling, epochs=8, patience=1, method=method)
+    assert stages(tmp_path / "run") == [1, 1, 2, 2, 3]
 
 
 def test_a_share_that_rounds_to_no_image_says_so(data, tmp_path, caplog):

@@ -200,6 +200,25 @@ def test_a_script_in_a_data_file_is_refused_where_ultralytics_would_run_it(home,
     assert not (home / "exploded").exists()
 
 
+def test_a_script_is_refused_whichever_images_are_looked_for(home, capsys):
+    write_data(home / "set" / "data.yaml", home / "set", test="images/missing", download=SCRIPT)
+    assert load_data("set/data.yaml")["nc"] == 3
+    assert "its download: is a script" in refused(capsys, "split=test")
+    assert not (home / "exploded").exists()
+
+
+def test_a_bare_name_s_script_is_refused_as_well(home):
+    write_data(home / "bare.yaml", home / "set", val="images/missing", download=SCRIPT)
+    for name in ("bare", "bare.yaml"):
+        with pytest.raises(DataError, match="its download: is a script"):
+            refuse_script(name)
+        with pytest.raises(DataError, match="its download: is a script"):
+            yolo_adapruner.AdaPruneTrainer(
+                overrides={"model": "small.yaml", "data": name, "project": str(home / "runs")}
+            )
+    assert not (home / "exploded").exists()
+
+
 def test_a_script_that_would_not_be_run_is_passed_over(home):
     write_data(home / "set" / "data.yaml", home / "set", download=SCRIPT)
     assert load_data("set/data.yaml")["nc"] == 3

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from yolo_adapruner import __version__
+from yolo_adapruner import __version__, resources
 from yolo_adapruner.errors import AdaPrunerError, ConfigError
 
 PROGRAM = "yolo-adapruner"
@@ -218,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", help="run config: a YAML file, or the name of a packaged one: yolov3-tiny")
+    packaged = ", ".join(resources.available("cfg"))
+    parser.add_argument("config", nargs="?", help=f"run config: a YAML file, or the name of a packaged one: {packaged}")
     parser.add_argument("--data", help="Ultralytics data file; of a classifier a folder of class folders")
     parser.add_argument("--model", help="Ultralytics architecture or checkpoint")
     parser.add_argument("--epochs", type=int, help="epoch budget of the whole run, all stages")

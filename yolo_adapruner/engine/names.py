@@ -25,6 +25,7 @@ from yolo_adapruner.errors import ConfigError, DataError
 
 _FETCHED = ("caltech101", "caltech256", "cifar10", "cifar100", "fashion-mnist", "imagenette", "imagewoof", "mnist")
 """Classification sets that Ultralytics downloads by name."""
+_YAML = (".yaml", ".yml")
 
 
 def ultralytics_args(config: RunConfig) -> dict[str, Any]:
@@ -55,12 +56,23 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
     if isinstance(args.get("pretrained"), str):
         args["pretrained"] = _resolve_checkpoint(args["pretrained"])
     args = {k: v for k, v in args.items() if v is not None}
+    args |= {key: _numbers(key, args[key]) for key in ("classes", "freeze") if key in args}
     try:
         settings = get_cfg(overrides=args)
     except (SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f"Expected Ultralytics settings under train:, but {one_line(error)}") from None
     heads.refuse_combinations(settings)
     return args
+
+
+def _numbers(setting: str, value: Any) -> int | list[int]:
+    """What is one whole number or several, however written: upstream would take other words for none."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
+        return [int(number) for number in value.split(",")]
+    each = list(value) if isinstance(value, list | tuple) else [value]
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in each):
+        raise ConfigError(f"Expected whole numbers as {setting}, such as 0,1 or [0, 1], but got {value}.")
+    return each if isinstance(value, list | tuple) else value
 
 
 def task_of(config: RunConfig) -> str:
@@ -112,29 +124,40 @@ def _resolve_folder(data: str) -> str:
     )
 
 
-def refuse_script(data: str) -> None:
+def refuse_script(data: str, split: str = "") -> None:
     """Refuse a data file whose images are missing and whose `download:` is a script, unless it is a packaged one.
 
     Ultralytics would run it, as Python or in a shell; a data set is to be read, not run. An archive's address is no
     script.
 
+    Args:
+        data: as Ultralytics is going to be given it; of a bare name it looks for the file.
+        split: whose images it is going to look for; val's where it is not told.
+
     Raises:
         DataError: the file asks for a script to be run.
     """
     try:
-        file = Path(check_file(data))
+        file = Path(check_file(_with_suffix(data)))
         file = find_dataset_yaml(file) if file.is_dir() else file
         script = YAML.load(file).get("download")
         address = re.fullmatch(r"https?\S+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)", clean_url(str(script)), re.I)
         if script is None or address or _comes_with_a_package(file):
             return
-        check_det_dataset(str(file), autodownload=False)
+        check_det_dataset(str(file), autodownload=False, split=split)
     except Exception as error:  # every other trouble with the file is Ultralytics' to tell
-        if "images not found" in str(error):
+        if "images not found, missing path" in str(error):
             raise DataError(
                 f"Expected the images of {data} to be in place, but they are missing and its download: is a script, "
                 "which only the data files that come with a package may run: run it by hand."
             ) from None
+
+
+def _with_suffix(data: str) -> str:
+    """The file that Ultralytics takes a bare name for."""
+    if "://" in data or Path(data).exists() or Path(data).suffix in _YAML:
+        return data
+    return next((f"{data}{suffix}" for suffix in _YAML if check_file(f"{data}{suffix}", hard=False)), data)
 
 
 def _comes_with_a_package(file: Path) -> bool:

@@ -20,7 +20,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_adapruner.data.export import replace_file
+from yolo_adapruner.data.export import MANIFEST, replace_file
 from yolo_adapruner.engine import runtime, snapshot, state
 
 _MAY_CHANGE = {"device", "save_dir", "data", "workers", "cache", "plots"}
@@ -123,6 +123,7 @@ class Resumable(BaseTrainer):
         if self.saved is None:
             if RANK in {-1, 0} and not self.resume:  # of an earlier run in the same folder
                 (self.wdir / state.NAME).unlink(missing_ok=True)
+                (Path(self.save_dir) / MANIFEST).unlink(missing_ok=True)  # by it this one would pass for finished
             return
         ran, runs = ({**where["versions"], "machine": where["machine"]} for where in (self.saved, self._where()))
         if other := state.differences(ran, runs):

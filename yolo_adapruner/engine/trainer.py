@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import parse_device, unwrap_model
 
@@ -127,6 +128,7 @@ class AdaPruneMixin(Resumable):
         self._validated: dict[str, float] | None = None  # what that said
         self._before: tuple[int, dict[str, float] | None] = 0, None  # both, as the epoch found them
         self.remarks: dict[str, Any] = {}
+        self._own_classes: dict[str, Any] = {}  # the data file's, where the detector trains on others
         self._kept_dataset: Any = None
         self._entered: tuple[Stage | None, Any] | None = None
         self._columns: dict[str, float] = {}
@@ -154,8 +156,11 @@ class AdaPruneMixin(Resumable):
 
     def get_dataset(self) -> Any:
         """Read the data file as Ultralytics does, but run no script that came with it."""
-        refuse_script(str(self.args.data))
-        return super().get_dataset()
+        refuse_script(str(self.args.data), self.args.split)
+        data = super().get_dataset()
+        if self.args.single_cls:  # upstream has put one name over those of the file, by which its labels go
+            self._own_classes = {key: check_det_dataset(self.args.data)[key] for key in ("names", "nc")}
+        return data
 
     def setup_model(self) -> Any:
         """Build or load the model as Ultralytics does; what it cannot make one of is the user's to mend."""
@@ -258,7 +263,8 @@ class AdaPruneMixin(Resumable):
         """
         ranks = max(self.world_size, 1)
         last = -(-images // ranks) % (self.batch_size // ranks)
-        return last == 1 and not self.args.compile and self.args.imgsz < 2 * self.stride
+        smallest = self.args.imgsz * (1 - self.args.multi_scale) // self.stride * self.stride
+        return last == 1 and not self.args.compile and max(smallest, self.stride) < 2 * self.stride
 
     def _set_up_pruner(self, model: Any) -> None:
         judge, readings = self._judge()
@@ -368,7 +374,7 @@ class AdaPruneMixin(Resumable):
             pruner.open_epoch()
             weights = pruner.weights()
             if stage is not Stage.FINETUNE:
-                self.stopper.best_epoch = self.epoch  # patience counts from the fine-tune stage on
+                self.stopper.best_epoch = self.epoch + 1  # patience counts from the fine-tune stage on
         self._open_draw(weights)
 
     def _open_draw(self, weights: NDArray[np.float32] | None) -> None:
@@ -481,7 +487,7 @@ class AdaPruneMixin(Resumable):
         """Return of how many batches one is rehearsed: in the warm-up as few as tell whether the judge is ready."""
         assert self.pruner is not None
         few = min(len(self.paths), MOST_REHEARSED) // TRIED if self.pruner.stage is Stage.WARMUP else 1
-        return max(few, MIXED_EVERY if mixed else 1)
+        return min(max(few, MIXED_EVERY if mixed else 1), len(self.train_loader))  # none would be an epoch lost
 
     def _set_weights(self) -> None:
         """Hand the tap its owners' weights; where a plan wants losses, as a leaf whose gradient is what they are."""
@@ -853,9 +859,8 @@ class AdaPruneMixin(Resumable):
             "updates": self.updates,
             **self._epochs_facts(),
         }
-        export.write(
-            Path(self.save_dir), outcome, source=Path(self.data["yaml_file"]), data=copy(self.data), manifest=manifest
-        )
+        data = {**self.data, **self._own_classes}
+        export.write(Path(self.save_dir), outcome, source=Path(data["yaml_file"]), data=data, manifest=manifest)
 
 
 def _refuse_unsupported(args: Any, task: str) -> None:
@@ -864,6 +869,8 @@ def _refuse_unsupported(args: Any, task: str) -> None:
     heads.refuse_other_task(task, args.task, f"task={args.task}")
     if not args.val:
         raise ConfigError("Expected validation after each epoch, but got val=False: the controller steers by it.")
+    if not args.save:
+        raise ConfigError("Expected checkpoints to be written, but got save=False: best.pt is what a run is for.")
     if args.time:
         raise ConfigError(f"Expected a budget in epochs, but got time={args.time}: set epochs instead.")
     device = parse_device(args.device)

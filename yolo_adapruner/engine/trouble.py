@@ -35,6 +35,8 @@ _RUN_TROUBLE = (
         "take a smaller batch or imgsz",
     ),
     (re.compile(r"NaN persisted|NaN/Inf"), "a finite loss", "take a smaller lr0, or amp=False"),
+    (re.compile(r"not found in list of available optimizers"), "an optimizer that there is", "choose one of these"),
+    (re.compile(r"froze the entire model"), "a layer that is left to train", "set a smaller freeze"),
 )
 _LONGEST = 400
 _LOGGER = logging.getLogger("ultralytics")

@@ -20,6 +20,12 @@ from yolo_adapruner.study.arms import PLAIN
 from yolo_adapruner.study.baselines import listed_kept
 
 _PLAN = "plan.json"
+_OF_ITS_OWN = {
+    "fraction": (1, "list the images to compare with under train: of a data file instead"),
+    "single_cls": (False, "write a data file and labels of one class, for detectors are judged by the file's classes"),
+    "classes": (None, "write a data file and labels of these classes, for detectors are judged by all of the file's"),
+}
+"""Settings that leave out something of the data file, of which the arms' lists and the judgement know nothing."""
 
 
 def set_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
@@ -33,6 +39,11 @@ def set_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
         raise ConfigError(
             f"Expected one batch size for all arms, but batch {config.batch:g} would find one for each: set a number."
         )
+    for key, (neutral, advice) in _OF_ITS_OWN.items():
+        if config.train.get(key, neutral) not in (neutral, None):
+            raise ConfigError(
+                f"Expected a recipe that trains on the data file as it is, but got {key}={config.train[key]}: {advice}."
+            )
     from yolo_adapruner.engine import names
     from yolo_adapruner.engine.splits import load_data
 
