@@ -207,6 +207,15 @@ def test_a_script_is_refused_whichever_images_are_looked_for(home, capsys):
     assert not (home / "exploded").exists()
 
 
+def test_the_classes_of_a_set_trained_as_one_are_read_without_its_script(home):
+    """Whose validation images are missing, which nobody has asked for."""
+    write_data(home / "set" / "data.yaml", home / "set", val="images/missing", test="images/val", download=SCRIPT)
+    overrides = {"model": "small.yaml", "data": "set/data.yaml", "split": "test", "single_cls": True}
+    trainer = yolo_adapruner.AdaPruneTrainer(overrides={**overrides, "project": str(home / "runs")})
+    assert trainer.data["names"] == {0: "item"}
+    assert not (home / "exploded").exists()
+
+
 def test_a_bare_name_s_script_is_refused_as_well(home):
     write_data(home / "bare.yaml", home / "set", val="images/missing", download=SCRIPT)
     for name in ("bare", "bare.yaml"):

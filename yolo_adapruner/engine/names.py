@@ -69,10 +69,11 @@ def _numbers(setting: str, value: Any) -> int | list[int]:
     """What is one whole number or several, however written: upstream would take other words for none."""
     if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
         return [int(number) for number in value.split(",")]
-    each = list(value) if isinstance(value, list | tuple) else [value]
-    if any(isinstance(number, bool) or not isinstance(number, int) for number in each):
+    several = isinstance(value, list | tuple)
+    each = list(value) if several else [value]
+    if any(type(number) is not int for number in each):  # True is one, too, for isinstance
         raise ConfigError(f"Expected whole numbers as {setting}, such as 0,1 or [0, 1], but got {value}.")
-    return each if isinstance(value, list | tuple) else value
+    return each if several else each[0]
 
 
 def task_of(config: RunConfig) -> str:
@@ -169,7 +170,7 @@ def _resolve_model(model: str) -> str:
     path = Path(model)
     if path.suffix == ".pt":
         return _resolve_checkpoint(model)
-    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
+    if path.suffix not in _YAML or not path.is_file():
         return _known_architecture(model)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -205,7 +206,7 @@ def _known_architecture(model: str) -> str:
     if packaged is not None and not Path(model).is_file():
         return str(packaged)
     try:
-        if Path(model).suffix in {".yaml", ".yml"}:
+        if Path(model).suffix in _YAML:
             yaml_model_load(model)
         elif Path(model).stem not in GITHUB_ASSETS_STEMS:
             raise FileNotFoundError("it is neither a .yaml, nor a .pt, nor a checkpoint of Ultralytics' own")

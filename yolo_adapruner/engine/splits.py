@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +67,24 @@ def content_print(data: dict[str, Any]) -> str:
         classify = data.get("task") == "classify"
         paths = sorted(classset.split_images(data[split])) if classify else split_images(data, split)
         labels = [""] * len(paths) if classify else img2label_paths(paths)
-        for path, label in zip(paths, labels, strict=True):
+        for path, name, label in zip(paths, relative(paths, data), labels, strict=True):
             text = Path(label).read_bytes() if label and Path(label).is_file() else b""
-            found.update(f"{split} {relative(path, data)} {Path(path).stat().st_size} ".encode("utf-8", "replace"))
+            found.update(f"{split} {name} {Path(path).stat().st_size} ".encode("utf-8", "replace"))
             found.update(hashlib.sha256(text).digest())
     return found.hexdigest()
 
 
-def relative(path: str, data: Mapping[str, Any]) -> str:
-    """Return an image's path inside its set, or its name alone where it lies elsewhere; with forward slashes.
+def relative(paths: Iterable[str], data: Mapping[str, Any]) -> list[str]:
+    """Return images' paths inside their set, or the name alone of one that lies elsewhere; with forward slashes.
 
     Ultralytics resolves links in the splits' paths and not in the set's own.
     """
     roots = [Path(data["path"]), Path(data["path"]).resolve()] if "path" in data else []
-    inside = next((root for root in roots if Path(path).is_relative_to(root)), Path(path).parent)
-    return Path(path).relative_to(inside).as_posix()
+    found = []
+    for path in map(Path, paths):
+        inside = next((root for root in roots if path.is_relative_to(root)), path.parent)
+        found.append(path.relative_to(inside).as_posix())
+    return found
 
 
 def box_classes(paths: Sequence[str]) -> list[list[int]]:

@@ -159,7 +159,8 @@ class AdaPruneMixin(Resumable):
         refuse_script(str(self.args.data), self.args.split)
         data = super().get_dataset()
         if self.args.single_cls:  # upstream has put one name over those of the file, by which its labels go
-            self._own_classes = {key: check_det_dataset(self.args.data)[key] for key in ("names", "nc")}
+            own = check_det_dataset(self.args.data, autodownload=False, split=self.args.split)
+            self._own_classes = {key: own[key] for key in ("names", "nc")}
         return data
 
     def setup_model(self) -> Any:
@@ -263,8 +264,8 @@ class AdaPruneMixin(Resumable):
         """
         ranks = max(self.world_size, 1)
         last = -(-images // ranks) % (self.batch_size // ranks)
-        smallest = self.args.imgsz * (1 - self.args.multi_scale) // self.stride * self.stride
-        return last == 1 and not self.args.compile and max(smallest, self.stride) < 2 * self.stride
+        smallest = self.args.imgsz * (1 - self.args.multi_scale)
+        return last == 1 and not self.args.compile and smallest < 2 * self.stride
 
     def _set_up_pruner(self, model: Any) -> None:
         judge, readings = self._judge()

@@ -116,7 +116,7 @@ def compare(
     hardware = _hardware(cluster, jobs, resolved)
     listed, listed_share = listed_images(kept, data) if kept is not None else ((), 0.0)
     content = content_print(data)
-    list_print = export.hash_paths(sorted(relative(path, data) for path in listed))
+    list_print = export.hash_paths(sorted(relative(listed, data)))
     taken = elsewhere.read(cells, resolved, content, list_print)
     terms = _terms(searching, wanted, listed)
     with folder_of(resolved, shares, seeds, **terms, images=content) as folder:
