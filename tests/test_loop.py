@@ -312,6 +312,11 @@ MADE_WRONG = [
     ("a negative share", {"prune": -0.1}, "prune as the share to remove, 0 to 0.95, but got -0.1"),
     ("per cent", {"prune": 30}, "prune as the share to remove, 0 to 0.95, but got 30"),
     ("no number", {"prune": float("nan")}, "prune as the share to remove, 0 to 0.95, but got nan"),
+    ("a seed below 0", {"seed": -1}, "seed as a whole number, 0 or more, but got -1"),
+    ("a word for a seed", {"seed": "a"}, "seed as a whole number, 0 or more, but got 'a'"),
+    ("all of few", {"n": 9, "prune": 0.95}, "a sample that stays, but prune 0.95 takes all of 9: give a smaller share"),
+    ("a keep list", {"config": PruneConfig(keep="x")}, "no keep list, but got one: a loop knows samples by number.*"),
+    ("settings in a dict", {"config": {"tau": 1}}, r"a PruneConfig as config, but got \{'tau': 1\}: .*"),
     ("a word", {"prune": "0.3"}, "prune as the share to remove, 0 to 0.95, but got '0.3'"),
 ]
 
@@ -338,6 +343,10 @@ USED_WRONG = [
     ("a mean loss", [1, 2], torch.tensor(1.0), r'one loss for each of 2 samples, shape \(2,\), but got \(\): .*"none"'),
     ("too few losses", [1, 2], ONE, r"one loss for each of 2 samples, shape \(2,\), but got \(1,\)"),
     ("losses by token", [1, 2], torch.ones(2, 7), r"one loss for each of 2 samples, shape \(2,\), but got \(2, 7\)"),
+    ("ids of uneven length", [[0], [1, 2]], ONE, "sample ids as a list of whole numbers, but: .*inhomogeneous"),
+    ("words for losses", [0], ["a"], "losses as a tensor or array of real numbers, but got <U1"),
+    ("complex losses", [0], ONE * 1j, "losses as a tensor or array of real numbers, but got complex64"),
+    ("losses that need gradients", [0, 1], [ONE[0].clone().requires_grad_()] * 2, "losses as a tensor or array"),
     ("negative losses", [1], -ONE, "losses of 0 or more, but got -1: subtract the lowest"),
 ]
 
@@ -350,7 +359,7 @@ def test_a_wrong_batch_is_refused_and_not_noted(ids, losses, line):
     assert not any(total.any() for total in pruner.core.record.totals)
 
 
-@pytest.mark.parametrize(("ids", "like"), [([10], None), ([1, 2], ONE), ([1], torch.tensor(1.0))])
+@pytest.mark.parametrize(("ids", "like"), [([10], None), ([1, 2], ONE), ([1], torch.tensor(1.0)), ([1], np.ones(1))])
 def test_weights_of_a_wrong_batch_are_refused(ids, like):
     with pytest.raises(ConfigError, match=r"^Expected .*\.$"):
         AdaPruner(10, 10, 0.1).weights(ids, like=like)
@@ -364,6 +373,32 @@ def test_a_step_without_an_update_is_refused_where_samples_are_judged():
     run(pruner, EPOCHS)
     pruner.step(0.5)  # fine-tune: nobody is judged
     assert pruner.epoch == EPOCHS + 1
+
+
+@pytest.mark.parametrize("metric", [None, [0.5], 1j, "0.9", torch.ones(2)], ids=["None", "list", "1j", "word", "two"])
+def test_a_metric_that_is_no_number_is_refused(metric):
+    pruner = AdaPruner(N, EPOCHS, 0.1)
+    pruner.update(range(N), losses_of(0))
+    with pytest.raises(ConfigError, match=r"^Expected the metric as one number, but got "):
+        pruner.step(metric)
+    assert pruner.epoch == 0
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_a_seed_that_draws_nothing_is_refused_before_a_sampler_draws(seed):
+    with pytest.raises(ConfigError, match=r"^Expected seed as a whole number, 0 or more, but got "):
+        AdaPruner(N, EPOCHS, 0.1).sampler(seed=seed)
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(EPOCHS + 9, 0.1), (EPOCHS, 0.4)], ids=["epochs", "share"])
+def test_a_state_for_other_epochs_or_another_share_says_so(epochs, share):
+    other = AdaPruner(N, epochs, share)
+    run(other, EPOCHS - 2)
+    pruner, same = AdaPruner(N, EPOCHS, 0.1), AdaPruner(N, EPOCHS, 0.1)
+    said = rf"made for epochs {epochs}, prune {share:g}, and this one for epochs {EPOCHS}, prune 0\.1"
+    with pytest.raises(RunError, match=said):
+        pruner.load_state_dict(other.state_dict())
+    assert_same(pruner, same)
 
 
 @pytest.mark.parametrize("metric", [-0.5, float("inf"), float("-inf")])

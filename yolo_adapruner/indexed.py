@@ -84,10 +84,15 @@ class ActiveSampler(Sampler[int]):
     Args:
         pruner: whom to follow.
         shuffle: draw in random order.
-        seed: decides the order.
+        seed: decides the order, a whole number >= 0.
+
+    Raises:
+        ConfigError: the seed is none.
     """
 
     def __init__(self, pruner: Follows, *, shuffle: bool = True, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ConfigError(f"Expected seed as a whole number, 0 or more, but got {seed!r}.")
         self.pruner, self.shuffle, self.seed = pruner, shuffle, seed
 
     def __len__(self) -> int:
@@ -113,7 +118,11 @@ def as_numbers(ids: Any, n: int) -> NDArray[np.int64]:
     Raises:
         ConfigError: they are no whole numbers in 0..n-1, or no list of them.
     """
-    values = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+    try:
+        values = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Expected sample ids as a list of whole numbers, but: {reason}.") from None
     if values.size == 0 and values.ndim == 1:
         return np.zeros(0, np.int64)
     if values.ndim != 1 or values.dtype.kind not in "iu":

@@ -19,6 +19,7 @@ from torch import Tensor
 from yolo_adapruner.config import PruneConfig
 from yolo_adapruner.core import distributed
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
+from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.errors import ConfigError, RunError
 from yolo_adapruner.indexed import ActiveSampler, as_numbers
 
@@ -66,9 +67,10 @@ class AdaPruner:
     Attributes:
         core: the mask, the controller and their record.
         epoch: epochs closed so far.
+        epochs: as given.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a number is out of its range, no sample would stay, or the config asks for what a loop has not.
     """
 
     def __init__(
@@ -81,12 +83,16 @@ class AdaPruner:
         readings: int = 1,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (("n", n, 1), ("epochs", epochs, 3), ("readings", readings, 1)):
+        for name, value, least in (("n", n, 1), ("epochs", epochs, 3), ("readings", readings, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ConfigError(f"Expected {name} as a whole number, {least} or more, but got {value!r}.")
         self.config = _settings(config, prune)
-        self.readings, self.epoch = int(readings), 0
-        self.core = Pruner(int(n), self.readings, int(epochs), Settings(**self.config.model_dump()), seed)
+        if drop_count(int(n), self.config.share) >= n:
+            raise ConfigError(
+                f"Expected a sample that stays, but prune {self.config.share:g} takes all of {n}: give a smaller share."
+            )
+        self.readings, self.epoch, self.epochs = int(readings), 0, int(epochs)
+        self.core = Pruner(int(n), self.readings, self.epochs, Settings(**self.config.model_dump()), int(seed))
         self._first_median = math.nan
         self._weights = self._current_weights()
         self.reopen()
@@ -132,6 +138,10 @@ class AdaPruner:
         weights = self._weights[torch.from_numpy(numbers)]
         if like is None:
             return weights
+        if not isinstance(like, Tensor):
+            raise ConfigError(
+                f"Expected the losses as a tensor, but got {type(like).__name__}: torch.as_tensor makes one."
+            )
         if like.ndim == 0 or len(like) != len(numbers):
             raise ConfigError(_one_loss_each(len(numbers), like))
         return weights.to(like).reshape(-1, *[1] * (like.ndim - 1))
@@ -147,9 +157,7 @@ class AdaPruner:
             ConfigError: a number is out of range, the losses are not one a sample, or a loss is below 0.
         """
         numbers = as_numbers(ids, len(self))
-        values = (
-            losses.detach().cpu().double().numpy() if isinstance(losses, Tensor) else np.asarray(losses, np.float64)
-        )
+        values = _as_losses(losses)
         if values.ndim == 1 and self.readings == 1:
             values = values[:, None]
         if values.shape != (len(numbers), self.readings):
@@ -172,10 +180,10 @@ class AdaPruner:
             What the epoch ran under and the share kept after it: stage (1 to 3), kept, target, s, lambda.
 
         Raises:
-            ConfigError: the metric is below 0 or infinite.
+            ConfigError: the metric is no number, below 0 or infinite.
             RunError: no process has updated anything since the last step, and the stage judges samples.
         """
-        metric = distributed.of_first(float(metric), distributed.group_device())
+        metric = distributed.of_first(_as_metric(metric), distributed.group_device())
         if metric < 0 or math.isinf(metric):
             raise ConfigError(
                 f"Expected a metric of 0 or more, higher is better, but got {metric:g}: give an accuracy, or "
@@ -202,6 +210,7 @@ class AdaPruner:
         state = {
             "core": self.core.state_dict(),
             "epoch": self.epoch,
+            "made_for": {"epochs": self.epochs, "prune": self.config.share},
             "first_median": self._first_median,
             "open": [total.copy() for total in (*self.core.record.totals, self._updates)],
         }
@@ -211,7 +220,8 @@ class AdaPruner:
         """Take over what `state_dict` gave.
 
         Raises:
-            RunError: it is no such state, or one of another number of samples or readings.
+            RunError: it is no such state, or one of another number of samples or readings, of other epochs or another
+                share.
         """
         own = (*self.core.record.totals, self._updates)
         state = _converted(state, Tensor, lambda tensor: tensor.cpu().numpy())
@@ -221,6 +231,9 @@ class AdaPruner:
                 raise ValueError(
                     f"Expected totals of {len(self)} samples and {self.readings} readings, but got {shapes}"
                 )
+            made_for = {"epochs": self.epochs, "prune": self.config.share}
+            if (saved_for := state.get("made_for", made_for)) != made_for:
+                raise ValueError(f"it was made for {_words(saved_for)}, and this one for {_words(made_for)}")
             self.core.load_state_dict(state["core"])
             self.epoch, self._first_median = int(state["epoch"]), float(state["first_median"])
         except (KeyError, TypeError, ValueError) as error:
@@ -257,11 +270,15 @@ class AdaPruner:
 
 def _settings(config: PruneConfig | None, prune: float | None) -> PruneConfig:
     """A loop's defaults, what the config sets, and the share on top."""
+    if not isinstance(config, PruneConfig | None):
+        raise ConfigError(f"Expected a PruneConfig as config, but got {config!r}: PruneConfig(tau=0.2), say.")
     given = {} if config is None else config.model_dump(exclude_unset=True)
     if prune is not None:
         if isinstance(prune, bool) or not isinstance(prune, int | float) or not 0 <= prune <= 0.95:
             raise ConfigError(f"Expected prune as the share to remove, 0 to 0.95, but got {prune!r}.")
         given["share"] = prune
+    if given.get("keep") is not None:
+        raise ConfigError("Expected no keep list, but got one: a loop knows samples by number, and no files.")
     if given.get("dynamic"):
         raise ConfigError("Expected dynamic=False, but got True: a loop of your own draws its samples by a sampler.")
     return PruneConfig(**{**DEFAULTS, **given})
@@ -274,6 +291,35 @@ def _converted(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
     if isinstance(value, list):
         return [_converted(item, kind, convert) for item in value]
     return convert(value) if isinstance(value, kind) else value
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in settings.items())
+
+
+def _as_losses(losses: Any) -> NDArray[np.float64]:
+    """Losses as an array of real numbers, of whatever shape they have."""
+    try:
+        if isinstance(losses, Tensor):
+            whole = losses.detach().cpu()
+            values: NDArray[Any] = (whole if whole.is_complex() else whole.double()).numpy()
+        else:
+            values = np.asarray(losses)
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"{values.dtype}")
+        return values.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Expected losses as a tensor or array of real numbers, but got {reason}.") from None
+
+
+def _as_metric(metric: Any) -> float:
+    try:
+        if isinstance(metric, str):
+            raise TypeError
+        return float(metric)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"Expected the metric as one number, but got {metric!r}.") from None
 
 
 def _one_loss_each(count: int, losses: Tensor | NDArray[np.floating], readings: int = 1) -> str:
