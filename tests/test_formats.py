@@ -1,5 +1,6 @@
 """`export --format`: what other tools read out of a run is what the labels and the selection say."""
 
+import csv
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests import helpers
-from tests.report_runs import knows_no_reasons
+from tests.report_runs import knows_no_reasons, make_classes
 from yolo_adapruner import cli
 from yolo_adapruner.data.export import Outcome, read, write
 from yolo_adapruner.data.source import label_file, read_labels, read_shapes
@@ -143,6 +144,27 @@ def test_coco_follows_other_shares(run):
     assert len(kept) == N // 2
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_other_shares_have_the_reasons_of_their_own_scores(run, share):
+    export_formats(run, ["coco-all"], [share])
+    folder = run / f"prune-{share}"
+    images = json.loads((folder / "coco-all.json").read_text(encoding="utf-8"))["images"]
+    with (folder / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [i["reason"] for i in images] == [row["reason"] for row in rows]
+    assert [i["detail"] for i in images] == [row["detail"] for row in rows]
+    assert {bool(i["reason"]) for i in images if not i["kept"]} == {True}
+
+
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"yolo"}))
+def test_a_classifier_s_run_has_no_boxes_to_write(tmp_path, format):
+    make_classes(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(ConfigError, match="is one of a classifier"):
+        export_formats(tmp_path / "run", ["yolo", format], [0.5])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
 @pytest.mark.parametrize(("shape", "tail", "points"), [((2, 3), "0.5 0.25 2 0 0 0", 1), ((2, 2), "0.5 0.25 0 0", 1)])
 def test_coco_has_keypoints(tmp_path, data, shape, tail, points):
     for image in helpers.training_images(data):
@@ -151,7 +173,7 @@ def test_coco_has_keypoints(tmp_path, data, shape, tail, points):
     columns = {"logit": np.ones(N), "boxes": np.ones(N, int)}
     (tmp_path / "run").mkdir()
     content = {"path": data.parent, "names": NAMES, "kpt_shape": shape}
-    manifest = {"seed": 0, "prune": {"share": 0.0}}
+    manifest = {"seed": 0, "prune": {"share": 0.0}, "train": {"task": "pose"}}
     write(tmp_path / "run", Outcome(paths, np.ones(N, bool), columns), source=data, data=content, manifest=manifest)
     (written,) = export_formats(tmp_path / "run", ["coco"])
     first = json.loads(written.files[0].read_text(encoding="utf-8"))["annotations"][0]
@@ -382,6 +404,33 @@ def test_cleanlab_scores_the_images_by_labels_and_predictions(tmp_path):
     assert find_label_issues(labels, predictions).shape == (16,)
 
 
+@pytest.mark.slow
+def test_cleanlab_predictions_are_by_the_whole_data_file(tmp_path, monkeypatch):
+    """Of one channel the detector was made for one; labels with keypoints are read by `kpt_shape`."""
+    monkeypatch.setattr(cleanlab, "_FLOOR", 1e-4)  # three epochs make no sure detector
+    data = helpers.build_set(tmp_path / "set", train=16, val=4)
+    helpers.write_data(data, data.parent, channels=1, kpt_shape=[2, 3])
+    for image in helpers.training_images(data)[:4]:
+        lines = helpers.label_of(image).read_text(encoding="utf-8").splitlines()
+        helpers.label_of(image).write_text("".join(f"{line} .1 .1 2 .2 .2 2\n" for line in lines), encoding="utf-8")
+    helpers.train_here(data, tmp_path / "run", epochs=3)
+    (written,) = export_formats(tmp_path / "run", ["cleanlab"])
+    _, predictions = cleanlab.load(written.files[0])
+    assert all(sum(map(len, image)) for image in predictions)
+
+
+@pytest.mark.slow
+def test_an_image_that_gives_no_predictions_any_more_is_named(tmp_path):
+    data = helpers.build_set(tmp_path / "set", train=16, val=4)
+    helpers.train_here(data, tmp_path / "run", epochs=3)
+    image = helpers.training_images(data)[3]
+    with helpers.label_of(image).open("a", encoding="utf-8") as labels:
+        labels.write("1 .4 .4 .6 .4 .6 .6\n")  # a polygon beside boxes: Ultralytics leaves the image out
+    with pytest.raises(DataError, match=rf"but 1 cannot be read .*{image.name}"):
+        export_formats(tmp_path / "run", ["cleanlab"])
+    assert not (tmp_path / "run" / "cleanlab.npz").exists()
+
+
 @pytest.mark.parametrize("harm", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-30])])
 def test_a_torn_cleanlab_file_is_one_line(run, harm):
     (written,) = export_formats(run, ["cleanlab"])
@@ -571,6 +620,33 @@ def test_shapes_are_what_the_lines_say(tmp_path):
     assert shapes.labels.classes.tolist() == [0, 1]  # equal rows count once
     assert shapes.outlines[0] is None
     assert shapes.outlines[1].tolist() == [[0.1, 0.1], [0.5, 0.1], [0.1, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("line", "outline"),
+    [
+        ("1 .5 .5 .2 .2", None),
+        ("1 .5 .5 .2 .2 .1 .1 2 .3 .3 2", None),
+        ("1 .4 .4 .6 .4 .6 .6", [[0.4, 0.4], [0.6, 0.4], [0.6, 0.6]]),
+    ],
+    ids=["box", "keypoints", "polygon"],
+)
+def test_where_no_keypoints_are_learned_a_row_may_have_them_or_not(tmp_path, line, outline):
+    """As Ultralytics reads a data file with `kpt_shape` for a detector."""
+    file = tmp_path / "a.txt"
+    file.write_text(line + "\n", encoding="utf-8")
+    shapes = read_shapes(file, 2, (2, 3), task="detect")
+    assert shapes.labels.classes.tolist() == [1]
+    assert np.allclose(shapes.labels.boxes, [[0.4, 0.4, 0.6, 0.6]])
+    assert shapes.keypoints is None
+    assert outline == (None if shapes.outlines[0] is None else shapes.outlines[0].tolist())
+
+
+@pytest.mark.parametrize("format", ["coco", "cvat", "labelstudio"])
+def test_a_detector_s_run_on_a_data_file_with_keypoints_has_its_boxes(tmp_path, data, format):
+    finish(tmp_path / "run", data, kpt_shape=[4, 3])
+    (written,) = export_formats(tmp_path / "run", [format])
+    assert written.files
 
 
 def test_keypoints_of_another_number_are_one_line(tmp_path):

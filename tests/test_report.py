@@ -1,8 +1,10 @@
 """The report without a browser: what the page holds, that a stranger's names stay words, that it never grows large."""
 
+import base64
 import json
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -170,6 +172,34 @@ def test_a_comparison_at_another_share_is_named(run, tmp_path):
     assert "The comparison was made at 10 %; this run prunes 50 %." in words
 
 
+@pytest.mark.parametrize(
+    ("named", "same"),
+    [
+        ("digits.yaml", True),
+        ("digits", True),
+        ("elsewhere/set/digits.yaml", True),
+        ("set/data.yaml", False),
+        ("other/digits.yaml", False),
+    ],
+)
+def test_a_comparison_on_another_set_is_named(run, tmp_path, named, same):
+    content = make_comparison(tmp_path)
+    (tmp_path / "compare.json").write_text(json.dumps(content | {"config": {"model": "small.yaml", "data": named}}))
+    found = load(run)
+    manifest = {**found.manifest, "data": {**found.manifest["data"], "source": "/home/set/digits.yaml"}}
+    words = Parsed(page.page(replace(found, manifest=manifest), comparison.load(tmp_path))).words
+    assert (f"The comparison was made on {named}; this run is of /home/set/digits.yaml." in words) != same
+
+
+def test_a_run_that_does_not_say_its_model_is_no_other_one_s(run, tmp_path):
+    make_comparison(tmp_path)
+    found = load(run)
+    train = {key: value for key, value in found.manifest["train"].items() if key != "model"}
+    silent = replace(found, manifest={**found.manifest, "train": train})
+    words = Parsed(page.page(silent, comparison.load(tmp_path))).words
+    assert "this run trained" not in words
+
+
 BROKEN = {
     "nothing there": (None, "has no compare.json"),
     "no JSON": ("{", "cannot be read"),
@@ -291,6 +321,28 @@ def test_a_copy_is_small_upright_and_within_the_budget(tmp_path):
     assert one.uri.startswith("data:image/jpeg;base64,")
     made = pictures.copies(files, budget=int(2.5 * len(one.uri)))
     assert list(made) == files[1:3]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_a_picture_of_16_bits_is_as_bright_as_the_detector_has_it(tmp_path, suffix):
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    file = tmp_path / f"Röntgen{suffix}"
+    file.write_bytes(cv2.imencode(suffix, ramp)[1].tobytes())
+    picture = pictures.copy_of(str(file))
+    shown = cv2.imdecode(np.frombuffer(base64.b64decode(picture.uri.split(",")[1]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert np.abs(shown.astype(float) - ramp / 257).max() < 8
+
+
+def test_classes_are_the_set_s_and_not_the_folders_an_image_lies_in(tmp_path):
+    make_classes(tmp_path / "run")
+    found = load(tmp_path / "run")
+    nested = [str(Path(path).parent / "day0" / Path(path).name) for path in found.outcome.paths]
+    manifest = {**found.manifest, "data": {**found.manifest["data"]}}
+    manifest["data"]["rest"] = {**manifest["data"]["rest"], "names": {"0": "ant", "1": "bee", "2": "empty"}}
+    moved = replace(found, manifest=manifest, outcome=replace(found.outcome, paths=nested))
+    assert moved.names == {0: "ant", 1: "bee", 2: "empty"}
+    given = [int(c) for c in found.outcome.columns["class"]]
+    assert [moved.labels(i).classes.tolist() for i in range(len(nested))] == [[c] for c in given]
 
 
 # Size

@@ -6,6 +6,7 @@ defects are planted from stays as it was found.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ def split_files(where: str | Sequence[str]) -> list[Path]:
     found: set[Path] = set()
     for place in [Path(where)] if isinstance(where, (str, Path)) else map(Path, where):
         if place.is_dir():
-            found |= {p for p in place.rglob("*.*") if p.suffix.lower() in _SUFFIXES}
+            # As Ultralytics looks: into folders behind links, too, and into none with a dot before its name.
+            below = glob.glob(str(Path(glob.escape(str(place))) / "**" / "*.*"), recursive=True)
+            found |= {p for p in map(Path, below) if p.suffix.lower() in _SUFFIXES}
         elif place.suffix.lower() == ".txt" and place.is_file():
             lines = place.read_text(encoding="utf-8-sig").split("\n")
             found |= {place.parent / line[2:] if line[:2] == "./" else Path(line) for line in map(str.strip, lines)}
@@ -98,13 +101,12 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_labels(file: Path, classes: int, *, keypoints: bool = False) -> Labels:
+def read_labels(file: Path, classes: int) -> Labels:
     """Return an image's labels; none where there is no file. Polygons become their boxes, equal rows count once.
 
     Args:
         file: the label file.
         classes: number of classes; a row of another class is refused.
-        keypoints: what follows a box in a line are keypoints, and passed over.
 
     Raises:
         DataError: the file says something Ultralytics would leave the image out for.
@@ -112,21 +114,23 @@ def read_labels(file: Path, classes: int, *, keypoints: bool = False) -> Labels:
     return read_shapes(file, classes).labels
 
 
-def read_shapes(file: Path, classes: int, keypoints: tuple[int, int] | None = None) -> Shapes:
+def read_shapes(file: Path, classes: int, keypoints: tuple[int, int] | None = None, *, task: str = "pose") -> Shapes:
     """Return an image's labels with the polygons or keypoints they have; nothing where there is no file.
 
     Args:
         file: the label file.
         classes: number of classes.
         keypoints: a data file's `kpt_shape`: keypoints an object, and 2 or 3 numbers each; None where it has none.
+        task: what they are read for. Only "pose" asks for keypoints; for others a row that has them counts by its box.
 
     Raises:
         DataError: the file says something Ultralytics would leave the image out for.
     """
     count = 0 if keypoints is None else keypoints[0] * keypoints[1]
+    pose = keypoints is not None and task == "pose"
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
-        parsed = [_row(line.split(), count) for line in lines if line.strip()]
+        parsed = [_row(line.split(), count, pose=pose) for line in lines if line.strip()]
         rows = np.array([row for row, _ in parsed], float).reshape(-1, 5)
     except (OSError, ValueError) as error:
         raise DataError(f"Expected lines of class x y w h in {file}, but: {error}.") from None
@@ -138,17 +142,19 @@ def read_shapes(file: Path, classes: int, keypoints: tuple[int, int] | None = No
     half = rows[:, 3:] / 2
     boxes = np.column_stack([rows[:, 1:3] - half, rows[:, 1:3] + half])
     labels = Labels(rows[:, 0].astype(np.int64), boxes.clip(0, 1))
-    if keypoints is None:
+    if keypoints is None or not pose:
         return Shapes(labels, [points.reshape(-1, 2) if len(points) else None for points in rest], None)
     return Shapes(labels, [None] * len(labels), _keypoints(np.array(rest, float).reshape(len(labels), *keypoints)))
 
 
-def _row(words: Sequence[str], extra: int = 0) -> tuple[list[float], NDArray[np.float64]]:
+def _row(words: Sequence[str], extra: int, *, pose: bool) -> tuple[list[float], NDArray[np.float64]]:
     """A line's class and box, and what else it says: the polygon behind the box, or `extra` numbers of keypoints."""
     numbers = [float(word) for word in words]
     if len(numbers) == 5 + extra:
-        return numbers[:5], np.array(numbers[5:])
-    if extra or len(numbers) <= 6 or not len(numbers) % 2:
+        return numbers[:5], np.array(numbers[5:] if pose else [])
+    if len(numbers) == 5 and not pose:
+        return numbers, np.array([])
+    if pose or len(numbers) <= 6 or not len(numbers) % 2:
         raise ValueError(f"a line has {len(numbers)} numbers")
     outline = np.array(numbers[1:])
     points = outline.reshape(-1, 2)

@@ -49,12 +49,12 @@ def export_formats(run: str | Path, formats: Sequence[str] = (YOLO,), shares: Se
     wanted = list(dict.fromkeys(formats))
     if unknown := [name for name in wanted if name not in FORMATS]:
         raise ConfigError(f"Expected formats among {', '.join(FORMATS)}, but got {', '.join(unknown)}: choose one.")
+    others = [name for name in wanted if name != YOLO]
+    own = gather(Path(run)) if others else None  # what is wrong with it is said before anything is written
     files = export(run, shares) if shares or YOLO in wanted else []
     written = [Written([file]) for file in files]
-    others = [name for name in wanted if name != YOLO]
-    if not others:
+    if own is None:
         return written
-    own = gather(Path(run))
     try:
         for name in others:
             cuts = [own.cut(file.parent) for file in files[1:]] if name in _CUT else []

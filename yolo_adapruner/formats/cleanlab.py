@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from yolo_adapruner.data.export import replace_file
-from yolo_adapruner.errors import RunError
+from yolo_adapruner.errors import DataError, RunError
 from yolo_adapruner.formats.gathered import Gathered
 
 _FLOOR = 0.05
@@ -82,15 +81,14 @@ def _split(rows: NDArray[Any], counts: NDArray[np.int64]) -> list[NDArray[Any]]:
 def _predictions(run: Gathered) -> tuple[list[list[NDArray[np.float64]]] | None, str]:
     """What best.pt finds, by image and class; None where it is no detector's or gone, and what to say of that."""
     weights, train = run.folder / "weights" / "best.pt", run.manifest.get("train", {})
-    task = train.get("task", "detect")
-    if task != "detect":
-        return None, f"labels only: cleanlab judges the boxes of a detector, and this run is for {task}"
+    if run.task != "detect":
+        return None, f"labels only: cleanlab judges the boxes of a detector, and this run is for {run.task}"
     if not weights.is_file():
         return None, f"labels only: there is no {weights} to predict with"
     from yolo_adapruner.engine.detections import collect
 
     with tempfile.TemporaryDirectory() as folder:
-        data = _data_file(Path(folder), run.outcome.paths, run.classes)
+        data = _data_file(Path(folder), run)
         batch = train.get("batch")
         images, _ = collect(
             weights,
@@ -102,13 +100,20 @@ def _predictions(run: Gathered) -> tuple[list[list[NDArray[np.float64]]] | None,
             conf=_FLOOR,
         )
     by_path = {image.path: np.column_stack([image.boxes, image.scores, image.classes]) for image in images}
-    rows = [by_path.get(path, np.zeros((0, 6))) for path in run.outcome.paths]
+    if gone := [path for path in run.outcome.paths if path not in by_path]:
+        raise DataError(
+            f"Expected the {len(run.outcome.paths)} images of the run, but {len(gone)} cannot be read or have labels "
+            f"that Ultralytics refuses, the first: {gone[0]}. Mend or restore it."
+        )
+    rows = [by_path[path] for path in run.outcome.paths]
     split = [[r[r[:, 5] == c, :5] for c in range(len(run.classes))] for r in rows]
     return split, "predictions are of the checkpoint that was trained on these images; cleanlab prefers held-out ones"
 
 
-def _data_file(folder: Path, paths: Sequence[str], classes: Mapping[int, str]) -> Path:
-    (folder / "images.txt").write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
-    content = {"path": str(folder), "train": "images.txt", "val": "images.txt", "names": dict(classes)}
+def _data_file(folder: Path, run: Gathered) -> Path:
+    """A data file of the run's images, with all else that its own says, such as channels and keypoints."""
+    (folder / "images.txt").write_text("".join(f"{path}\n" for path in run.outcome.paths), encoding="utf-8")
+    where = {"path": str(folder), "train": "images.txt", "val": "images.txt", "names": dict(run.classes)}
+    content = {**run.manifest["data"]["rest"], **where}
     (folder / "data.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     return folder / "data.yaml"

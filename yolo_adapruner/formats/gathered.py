@@ -19,9 +19,10 @@ from PIL import Image
 
 from yolo_adapruner.data import export
 from yolo_adapruner.data.boxes import unique_names
+from yolo_adapruner.data.explain import with_reasons
 from yolo_adapruner.data.export import Outcome, replace_file
 from yolo_adapruner.data.source import Shapes, label_file, names, read_shapes
-from yolo_adapruner.errors import DataError, RunError
+from yolo_adapruner.errors import ConfigError, DataError, RunError
 
 SUSPECT = "label suspect"
 _TURNED, _ORIENTATION = {5, 6, 7, 8}, 274
@@ -84,11 +85,17 @@ class Gathered:
     classes: Mapping[int, str]
     keypoints: tuple[int, int] | None
 
+    @property
+    def task(self) -> str:
+        """Ultralytics' name of the task that the run trained for."""
+        return str(self.manifest.get("train", {}).get("task", "detect"))
+
     def cut(self, folder: Path) -> Gathered:
         """Return the same run with the selection that lies in a folder of another share."""
         lines = (folder / "kept.txt").read_text(encoding="utf-8", errors="surrogateescape").split("\n")
         kept = np.isin(np.array(self.outcome.paths), np.array(lines))
-        return replace(self, folder=folder, outcome=replace(self.outcome, kept=kept))
+        cut = replace(self.outcome, kept=kept)
+        return replace(self, folder=folder, outcome=with_reasons(cut) if "reason" in cut.columns else cut)
 
     def picture(self, row: int) -> Picture:
         """Return an image of the run, its labels and size read now.
@@ -103,7 +110,7 @@ class Gathered:
             raise DataError(f"Expected the labels of {path}, but {labels} is gone: put it back.")
         width, height = image_size(path)
         scores = {name: _plain(column[row]) for name, column in self.outcome.columns.items()}
-        shapes = read_shapes(labels, len(self.classes), self.keypoints)
+        shapes = read_shapes(labels, len(self.classes), self.keypoints, task=self.task)
         return Picture(row, path, self._name(path), width, height, shapes, bool(self.outcome.kept[row]), scores)
 
     def pictures(self, rows: Iterable[int] | None = None) -> Iterator[Picture]:
@@ -132,9 +139,15 @@ def gather(run: Path) -> Gathered:
 
     Raises:
         RunError: the folder is not one.
+        ConfigError: it is a classifier's.
         DataError: an image or a class has a name that is no UTF-8, which no other tool's format can say.
     """
     manifest, outcome = export.read(run)
+    if export.is_folder(manifest["data"]):
+        raise ConfigError(
+            f"Expected a run on boxes, for other tools' formats are about those, but {run} is one of a classifier: its "
+            "pruned set is the folder pruned, and scores.csv has a row an image."
+        )
     try:
         rest = manifest["data"]["rest"]
         classes = unique_names(names(rest))

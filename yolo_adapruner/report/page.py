@@ -152,12 +152,20 @@ def _mismatch(found: Run, compared: Comparison) -> str | None:
     if share and share not in shares:
         listed = " and ".join(f"{100 * s:.3g} %" for s in shares)
         return f"The comparison was made at {listed}; this run prunes {100 * share:.3g} %."
-    model, other = (
-        Path(str(m)).name for m in (found.manifest.get("train", {}).get("model"), _config(compared, "model"))
-    )
-    if None not in (model, other) and model != other:
+    models = found.manifest.get("train", {}).get("model"), _config(compared, "model")
+    model, other = (Path(str(m)).name for m in models)
+    if None not in models and model != other:
         return f"The comparison was made with {other}; this run trained {model}."
+    sets = found.manifest["data"]["source"], _config(compared, "data")
+    if None not in sets and not _may_be_one(*(Path(str(s)) for s in sets)):
+        return f"The comparison was made on {shown(str(sets[1]))}; this run is of {shown(str(sets[0]))}."
     return None
+
+
+def _may_be_one(source: Path, named: Path) -> bool:
+    """Whether two data files may be the same, for all that their names say; a project may have been moved."""
+    parents = source.parent.name, named.parent.name
+    return source.stem == named.stem and (not all(parents) or parents[0] == parents[1])
 
 
 def _config(compared: Comparison, key: str) -> Any:

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
+import numpy as np
 from PIL import Image, ImageOps
 
 from yolo_adapruner.data.source import is_text
 
 SIDE, QUALITY = 480, 76
 """Longest side of a copy in pixels, and its JPEG quality."""
+_DEEP = ("I", "F")  # Pillow's modes of more than 8 bits, which it would clip where a detector's reader scales
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,18 @@ def copy_of(path: str) -> Picture | None:
         with warnings.catch_warnings(), Image.open(os.fsencode(path)) as image:
             warnings.simplefilter("ignore")  # large images, odd EXIF: all there is to do is to try
             image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            upright = ImageOps.exif_transpose(image)
-            small = upright.convert("RGB")
+            small = _as_read(path) if image.mode.startswith(_DEEP) else ImageOps.exif_transpose(image).convert("RGB")
             small.thumbnail((SIDE, SIDE))
             stream = io.BytesIO()
             small.save(stream, "JPEG", quality=QUALITY, optimize=True)
     except (OSError, ImportError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return None
     return Picture(*small.size, "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii"))
+
+
+def _as_read(path: str) -> Image.Image:
+    """The pixels as the detector has them, 8 bits each."""
+    pixels = cv2.imdecode(np.fromfile(os.fsencode(path), np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise OSError(f"{path} cannot be decoded")
+    return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))

@@ -58,16 +58,20 @@ class Run:
 
     @property
     def names(self) -> dict[int, str]:
-        """Class id → name; empty where the data file named none. A classification set's classes are its folders."""
-        if self.task == "classify":
+        """Class id → name; empty where the data file named none."""
+        if self.task == "classify" and not self.manifest["data"]["rest"].get("names"):
             return dict(enumerate(sorted({Path(path).parent.name for path in self.outcome.paths})))
         given = self.manifest["data"]["rest"].get("names") or {}
         pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
         return {int(c): str(name) for c, name in pairs if str(c).isdecimal()}
 
     @cached_property
-    def _folders(self) -> dict[str, int]:
-        return {name: c for c, name in self.names.items()}
+    def _classes(self) -> Sequence[int] | NDArray[np.int64]:
+        """The class of each image of a classification set; of a run that did not note it, its folder's."""
+        if "class" in self.outcome.columns:
+            return self.outcome.columns["class"]
+        ids = {name: c for c, name in self.names.items()}
+        return [ids.get(Path(path).parent.name, -1) for path in self.outcome.paths]
 
     @property
     def reasons(self) -> list[str]:
@@ -98,12 +102,10 @@ class Run:
         An image of a classification set has its folder's class, for all of it.
         """
         if self.task == "classify":
-            return Labels(
-                np.array([self._folders[Path(self.outcome.paths[i]).parent.name]]), np.array([[0.0, 0, 1, 1]])
-            )
+            return Labels(np.array([self._classes[i]]), np.array([[0.0, 0, 1, 1]]))
         keypoints = self.manifest["data"]["rest"].get("kpt_shape")
         try:
-            return read_shapes(label_file(Path(self.outcome.paths[i])), _ANY_CLASS, keypoints).labels
+            return read_shapes(label_file(Path(self.outcome.paths[i])), _ANY_CLASS, keypoints, task=self.task).labels
         except DataError:
             return None
 
