@@ -61,6 +61,18 @@ def test_written_again_it_holds_the_new_part_alone_and_the_set_itself_is_untouch
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pruned", "set"]
 
 
+@pytest.mark.parametrize("gone", ["set", "val", "image"])
+def test_what_is_gone_is_named_and_no_link_to_nothing_is_made(found, tmp_path, gone):
+    kept = _train(found)[:3]
+    root = classfolders.write(tmp_path / "pruned", kept, found)
+    before = sorted(root.rglob("*"))
+    where = {"set": tmp_path / "set", "val": Path(found["val"]), "image": Path(kept[2])}[gone]
+    where.rename(where.with_name("away"))
+    with pytest.raises(DataError, match=r"of the run's data set, but it is gone: put the set back in its place\.$"):
+        classfolders.write(tmp_path / "pruned", kept, found)
+    assert sorted(root.rglob("*")) == before
+
+
 def test_an_image_of_another_folder_is_refused(found, tmp_path):
     with pytest.raises(DataError, match=r"^Expected an image below .*, but got /elsewhere/a.png"):
         classfolders.write(tmp_path / "pruned", ["/elsewhere/a.png"], found)

@@ -11,6 +11,7 @@ import pytest
 from tests import classes
 from yolo_adapruner.core.selection import select_kept
 from yolo_adapruner.data import export
+from yolo_adapruner.engine import classset
 from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study import folders, unpack
 from yolo_adapruner.study.compare import compare
@@ -58,6 +59,15 @@ def test_without_a_test_split_halves_of_val_choose_and_report(tmp_path):
     assert (len(val), len(test), len(val | test)) == (4, 5, 9)
     assert words == "seeded half of the validation images (5 of 9)"
     assert sorted(p.name for p in (base / "test").iterdir()) == list(classes.NAMES)
+
+
+def test_images_that_cannot_be_read_do_not_count(tmp_path):
+    root = classes.build_folders(tmp_path / "set", train=6, val=3)
+    images = classset.split_images(root / "train")
+    assert images == sorted(str(p) for p in (root / "train").rglob("*.png"))
+    Path(images[0]).write_bytes(b"no image")
+    (root / "train" / "disc" / "junk.jpg").write_bytes(b"")
+    assert classset.split_images(root / "train") == images[1:]
 
 
 def test_with_both_splits_they_are_the_sets_own(tmp_path):

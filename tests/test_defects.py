@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ultralytics.data.base import BaseDataset
 
 from tests.helpers import build_set, label_of, picture, training_images, write_data
 from yolo_adapruner.data.boxes import covered, iou
@@ -93,6 +96,24 @@ def test_shifted_copes_with_boxes_that_have_nowhere_to_go(box: tuple[float, ...]
         assert after is not None
         assert ((after.boxes >= 0) & (after.boxes <= 1)).all()
         assert iou(before.boxes, after.boxes)[0, 0] < 0.9
+
+
+def test_boxes_without_extent_cannot_be_shifted() -> None:
+    before = Labels(np.array([1]), np.array([[0.5, 0.5, 0.5, 0.5]]))
+    assert FAULTS["shifted"](before, np.random.default_rng(0), Peers([before], 3)) is None
+
+
+def test_images_are_those_that_ultralytics_finds(tmp_path: Path) -> None:
+    """Also those in folders behind links, and none in folders whose name begins with a dot."""
+    build_set(tmp_path / "set", train=6, val=2)
+    place, far = tmp_path / "set" / "images" / "train", tmp_path / "far"
+    shutil.copytree(place, far)
+    shutil.copytree(far, place / ".thumbs")
+    (place / "batch1").symlink_to(far)
+    (place / "._000.png").write_bytes(b"")
+    listed = BaseDataset.get_img_files(SimpleNamespace(prefix="", fraction=1.0), str(place))
+    assert [str(path) for path in split_files(str(place))] == sorted(listed)
+    assert len(listed) == 12
 
 
 @settings(max_examples=40, deadline=None)

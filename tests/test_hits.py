@@ -223,8 +223,9 @@ def test_a_cell_is_the_same_wherever_its_set_lies(tmp_path, monkeypatch):
         Cell("a/data.yaml", "missing", 0.1, 1, ()),
         Cell("a/data.yaml", "missing", 0.1, 0, ("epochs=3",)),
         Cell("a/data.yaml", "missing", 0.1, 0, (), 40),
+        Cell("a/other.yaml", "missing", 0.1, 0, ()),
     ],
-    ids=["set", "kind", "share", "seed", "settings", "images"],
+    ids=["set", "kind", "share", "seed", "settings", "images", "file"],
 )
 def test_two_cells_share_neither_line_nor_folder(other):
     cell = Cell("a/data.yaml", "missing", 0.1, 0, ())

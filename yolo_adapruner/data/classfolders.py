@@ -68,16 +68,20 @@ def write(target: Path, paths: Sequence[str], data: Mapping[str, Any]) -> Path:
         data: names (class number -> name), train, and val and test where the set has them, absolute.
 
     Raises:
-        DataError: an image does not lie below the training folder.
+        DataError: an image does not lie below the training folder, or one or a split is gone.
         OSError: it cannot be written.
     """
     train = Path(data["train"])
+    below = [_below(path, train) for path in paths]
+    for place in filter(None, (data["train"], data.get("val"), data.get("test"), *paths)):
+        if not os.path.exists(place):  # a link to nothing could be made all the same
+            raise DataError(f"Expected {place} of the run's data set, but it is gone: put the set back in its place.")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as beside:
         half = Path(beside, "set")
         for name in data["names"].values():
             (half / "train" / name).mkdir(parents=True)
-        for path in paths:
-            link(Path(path), half / "train" / _below(path, train))
+        for path, name in zip(paths, below, strict=True):
+            link(Path(path), half / "train" / name)
         for split in ("val", "test"):
             if data.get(split):
                 link_folder(Path(data[split]), half / split)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ultralytics.data.dataset import ClassificationDataset
-from ultralytics.data.utils import IMG_FORMATS, check_cls_dataset
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.data.utils import IMG_FORMATS, check_cls_dataset, verify_image
+from ultralytics.utils import LOGGER, NUM_THREADS, RANK
 
 from yolo_adapruner.data import classfolders
 from yolo_adapruner.engine.dataset import identity
@@ -154,7 +155,7 @@ def look_over(dataset: FolderDataset, names: dict[int, str]) -> tuple[list[str],
 
 
 def split_images(folder: str | Path) -> list[str]:
-    """Return the absolute paths of the images below a split's class folders, sorted.
+    """Return the absolute paths of the images below a split's class folders that can be read, sorted.
 
     Raises:
         DataError: there are none.
@@ -165,9 +166,12 @@ def split_images(folder: str | Path) -> list[str]:
         for path in classfolders.files_below(Path(folder) / name)
         if path.suffix[1:].lower() in IMG_FORMATS
     ]
-    if not found:
+    with ThreadPool(NUM_THREADS) as pool:  # as a training leaves the others out
+        checked = pool.imap(verify_image, [((path, 0), "") for path in sorted(found)])
+        readable = [sample[0] for sample, good, _, _ in checked if good]
+    if not readable:
         raise DataError(f"Expected images in the class folders of {folder}, but there are none.")
-    return sorted(found)
+    return readable
 
 
 def rows_of(batch: Any) -> NDArray[np.int64]:

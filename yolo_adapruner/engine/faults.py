@@ -96,7 +96,7 @@ def shifted(labels: Labels, rng: np.random.Generator, peers: Peers) -> Labels | 
 
     The shift is share * (width * cos, height * sin) of a drawn angle, so the IoU with the true box is 0.20 to 0.67. A
     coordinate that would leave the image goes the other way; one that leaves it both ways, as a box nearly as large as
-    the image does, is cut at the border.
+    the image does, is cut at the border, and overlaps more. Boxes without extent cannot be shifted by a part of it.
     """
     if not len(labels):
         return None
@@ -104,7 +104,8 @@ def shifted(labels: Labels, rng: np.random.Generator, peers: Peers) -> Labels | 
     angle, share = rng.uniform(0, 2 * math.pi, len(labels)), rng.uniform(*SHIFT, len(labels))
     move = np.column_stack([np.cos(angle), np.sin(angle)]) * share[:, None] * (high - low)
     move = np.where((low + move < 0) | (high + move > 1), -move, move)
-    return Labels(labels.classes, (labels.boxes + np.tile(move, 2)).clip(0, 1))
+    boxes = (labels.boxes + np.tile(move, 2)).clip(0, 1)
+    return None if np.array_equal(boxes, labels.boxes) else Labels(labels.classes, boxes)
 
 
 def swapped(labels: Labels, rng: np.random.Generator, peers: Peers) -> Labels | None:

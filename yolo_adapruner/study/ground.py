@@ -192,7 +192,7 @@ def listed_images(kept: str | Path, data: Mapping[str, Any]) -> tuple[tuple[str,
     from yolo_adapruner.engine.splits import split_images
 
     try:
-        lines = Path(kept).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = Path(kept).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise DataError(f"Expected a list of images to keep, but {kept}: {error.strerror}; check the path.") from None
     if data.get("task") == "classify":

@@ -90,8 +90,10 @@ class Cell:
 
     @property
     def set(self) -> str:
-        """The clean set by the name of its folder, with the size of the sample."""
-        name = self.data if self.data == DIGITS else Path(self.data).resolve().parent.name
+        """The clean set by the name of its folder, and of its file where that is not data, with the sample's size."""
+        file = Path(self.data)
+        own = "" if file.stem == "data" else f"-{file.stem}"
+        name = self.data if self.data == DIGITS else file.resolve().parent.name + own
         return name if self.images is None else f"{name}-{self.images}"
 
     @property
