@@ -65,6 +65,15 @@ def test_a_killed_process_holds_nothing_and_nor_do_the_workers_it_forked(held):
     assert list(folder.iterdir()) == []
 
 
+def test_another_thread_of_this_process_is_refused_as_well(tmp_path):
+    with alone_in(tmp_path):
+        with pytest.raises(RunError, match="this process trains in it already"), alone_in(tmp_path / "." / ""):
+            pass
+        assert (tmp_path / LOCK).exists()
+    with alone_in(tmp_path):
+        pass
+
+
 def test_patience_outlasts_a_process_that_is_about_to_end(held):
     folder, holder = held
     timer = threading.Timer(0.5, holder.kill)

@@ -99,6 +99,11 @@ def test_a_share_out_of_range(home, capsys, share):
         ("quatsch=1", ("'quatsch' is not a valid YOLO argument",)),
         ("tau=0.3", ("tau (set it under prune:)",)),
         ("resume=True", ("resume (use --resume RUN)",)),
+        ("cfg=hyp.yaml", ("got cfg=hyp.yaml", "write what that file holds under train:")),
+        ("mode=val", ("got mode=val", "leave it out")),
+        ("pretrained=pre.pt", ("as pretrained, but there is no file pre.pt",)),
+        ("device=mps", ("got device=mps",)),
+        ("name=it's", ("without an apostrophe",)),
         ("mosaic=sehr", ("mosaic",)),
         ("fliplr=2", ("fliplr",)),
         ("imgsz=16", ("imgsz", "32")),
@@ -306,6 +311,20 @@ def test_label_files_without_a_single_box(home, capsys):
     line = train_refused(capsys)
     assert "Expected training images with labelled boxes, but none of the 12 images" in line
     assert "check that the labels folder mirrors the images folder" in line
+
+
+def test_labels_that_lie_elsewhere_by_the_absolute_path(home, capsys):
+    """Of `images/...`, without a slash before, Ultralytics takes the labels from beside the image."""
+    (home / "images").mkdir()
+    for image in training_images(home / "set" / "data.yaml"):
+        shutil.copy(image, home / "images")
+        shutil.copy(label_of(image), home / "images")
+    names = sorted(path.name for path in (home / "images").glob("*.png"))
+    (home / "list.txt").write_text("".join(f"images/{name}\n" for name in names), encoding="utf-8")
+    write_data(home / "data.yaml", home / "set", train=str(home / "list.txt"))
+    line = train_refused(capsys, "--data", "data.yaml")
+    assert f"in {home / 'labels' / '000.txt'}, but the list of training images says images/000.png" in line
+    assert f"lie in {home / 'images' / '000.txt'}: move" in line
 
 
 def test_every_image_unreadable(home, capsys):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -321,7 +322,8 @@ ENDS = [
     # name, what the command raises, exit code, the line
     ("a data set that cannot be", DataError("Expected images, but got none."), 2, "Expected images, but got none."),
     ("a run that cannot be", RunError("Expected a run."), 2, "Expected a run."),
-    ("interrupted", KeyboardInterrupt(), 130, "interrupted; what is on disk can be resumed with --resume RUN"),
+    ("interrupted", KeyboardInterrupt(), 130, "interrupted; give the same command again"),
+    ("nobody reads on", BrokenPipeError(32, "Broken pipe"), 1, "whatever read the output has closed it before the end"),
     (
         "a defect of ours",
         ZeroDivisionError("division\n  by zero"),
@@ -345,6 +347,49 @@ def test_a_command_that_fails_says_why_in_one_line(monkeypatch, capsys, error, c
     assert out == ""
     assert f"yolo-adapruner: {line}" in err
     assert err.strip("\n").count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("train yolov3-tiny", "what is on disk can be resumed with --resume RUN"),
+        (
+            "compare yolov3-tiny",
+            "the same command in the same folder (--name) goes on after the trainings that are done",
+        ),
+        ("study terms yolov3-tiny", "the same command in the same folder (--name) goes on after the trainings"),
+        ("report run", "give the same command again"),
+    ],
+)
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, words, line):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, f"_{words.split()[0]}", interrupt)
+    assert cli.main(words.split()) == 130
+    assert f"yolo-adapruner: interrupted; {line}" in capsys.readouterr().err
+
+
+def test_an_interruption_before_anything_has_begun_is_one_line_too(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_sort_words", interrupt)
+    assert cli.main(["train", "yolov3-tiny"]) == 130
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_an_interruption_while_the_report_is_written_names_the_command_for_it(monkeypatch, capsys):
+    from yolo_adapruner.engine import run
+    from yolo_adapruner.study import closing
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "resume", lambda _: SimpleNamespace(folder=Path("runs/x")))
+    monkeypatch.setattr(closing, "report_run", interrupt)
+    assert cli.main(["train", "--resume", "runs/x"]) == 130
+    assert "the run is whole: yolo-adapruner report runs/x writes it" in capsys.readouterr().err
 
 
 def test_a_defect_of_ours_shows_its_traceback_on_demand(monkeypatch):

@@ -433,3 +433,8 @@ def test_a_method_setting_can_be_named_alone():
     assert (config.prune.tau, config.prune.share, config.prune.warmup) == (0.3, 0.2, 0)
     with pytest.raises(ConfigError, match=r"prune\.taus, did you mean tau\?"):
         load("yolov3-tiny", {"prune.taus": 0.3})
+
+
+def test_the_method_s_settings_are_a_prune_config():
+    with pytest.raises(ConfigError, match=r"Expected a PruneConfig as config, but got \{'share': 0\.1\}"):
+        resolve("yolov3-tiny", config={"share": 0.1})

@@ -318,6 +318,7 @@ DATA = [
     ("class names by number", {"names": {0: "zero", 10: "ten", 2: "two"}}),
     ("class names in other letters", {"names": {0: "Größe", 1: "猫"}}),
     ("a date", {"made": yaml.safe_load("2024-01-31")}),
+    ("a date for a key", {"history": yaml.safe_load("2024-01-31: labelled")}),
     ("a path object", {"val": Path("/set/val")}),
     ("several folders", {"val": ["/set/a", "/set/b"]}),
     ("nested and odd", {"kpt_shape": (17, 3), "extra": {"a": [1, 2.5, None, True], "b": {"1": "x"}}}),
@@ -332,6 +333,42 @@ def test_whatever_the_data_file_holds_comes_again_byte_for_byte(tmp_path, data):
     assert (tmp_path / "run/pruned.yaml").read_bytes() == before
     if "names" in data:
         assert yaml.safe_load(before)["names"] == data["names"]
+
+
+PLAIN = {"seed": 0, "prune": {"share": 0.2}}
+
+
+def test_a_list_that_counts_from_the_working_directory_is_read_from_any_folder(tmp_path, monkeypatch):
+    """Of the validation images, and the set's root; `./` counts from the list's own folder, as Ultralytics has it."""
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "val.txt").write_text("a/1.png\n./2.png\n/elsewhere/3.png\n", encoding="utf-8")
+    (tmp_path / "b" / "plain.txt").write_text("./2.png\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    data = {"path": Path("."), "val": str(tmp_path / "b" / "val.txt"), "test": [str(tmp_path / "b" / "plain.txt"), "a"]}
+    (tmp_path / "run").mkdir()
+    outcome = outcome_of([f"/images/{i}.png" for i in range(N)])
+    write(tmp_path / "run", outcome, source=Path("d.yaml"), data=data | {"names": ["x"]}, manifest=PLAIN)
+    pruned = yaml.safe_load((tmp_path / "run" / "pruned.yaml").read_text(encoding="utf-8"))
+    assert pruned["path"] == str(tmp_path)
+    assert pruned["val"] == str(tmp_path / "run" / "val.txt")
+    lines = (tmp_path / "run" / "val.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == [str(tmp_path / "a" / "1.png"), str(tmp_path / "b" / "2.png"), "/elsewhere/3.png"]
+    assert pruned["test"] == [str(tmp_path / "b" / "plain.txt"), "a"]
+
+
+def test_a_list_whose_labels_would_lie_elsewhere_stays_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").touch()
+    (tmp_path / "val.txt").write_text("images/1.png\n", encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = {"path": tmp_path, "val": str(tmp_path / "val.txt"), "names": ["x"]}
+    outcome = outcome_of([f"/images/{i}.png" for i in range(N)])
+    write(tmp_path / "run", outcome, source=Path("d.yaml"), data=data, manifest=PLAIN)
+    pruned = yaml.safe_load((tmp_path / "run" / "pruned.yaml").read_text(encoding="utf-8"))
+    assert pruned["val"] == str(tmp_path / "val.txt")
 
 
 def test_a_moved_run_points_at_its_new_place(run):
@@ -555,6 +592,14 @@ def test_a_torn_or_foreign_folder_is_refused_in_one_line(run, harm, words):
     line = str(caught.value)
     assert str(run) in line
     assert len(line.splitlines()) == 1
+
+
+def test_a_folder_in_a_file_s_place_is_named_and_not_the_temporary_file(run):
+    (run / "kept.txt").unlink()
+    (run / "kept.txt").mkdir()
+    with pytest.raises(RunError, match=r"kept\.txt: Is a directory") as caught:
+        export(run)
+    assert ".tmp" not in str(caught.value)
 
 
 def test_a_file_in_the_way_is_named(run):

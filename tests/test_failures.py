@@ -20,9 +20,10 @@ from tests import helpers
 from tests.helpers import label_of, training_images
 from yolo_adapruner.cli import main
 from yolo_adapruner.data import export
+from yolo_adapruner.engine import run
 from yolo_adapruner.engine.detect import AdaPruneTrainer
 from yolo_adapruner.engine.trouble import one_line_errors
-from yolo_adapruner.errors import AdaPrunerError
+from yolo_adapruner.errors import AdaPrunerError, RunError
 
 IMAGES, BATCH, SHARE = 16, 8, 0.25
 SETTINGS = helpers.cli_words({**helpers.QUICK, "epochs": 5, "batch": BATCH, "prune.warmup": 2})
@@ -157,6 +158,23 @@ def fill_for(disk: Disk, monkeypatch, write: str) -> None:
     else:
         hook = {"results.csv": "save_metrics", "adaprune.pt": "save_model"}[write]
         before(monkeypatch, AdaPruneTrainer, hook, disk.fill)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["reading it back", "the launched processes' end"])
+def test_what_fails_after_a_run_is_whole_takes_nothing_of_it_away(home, capsys, monkeypatch, after):
+    owner, name = (run.export, "read") if after == "reading it back" else (AdaPruneTrainer, "train")
+    original = getattr(owner, name)
+
+    def fail(*arguments):
+        original(*arguments)
+        raise RunError("Expected all to be well.")
+
+    monkeypatch.setattr(owner, name, fail)
+    assert main(["train", "run.yaml", "--name", "whole", *SETTINGS]) == 2
+    assert capsys.readouterr().err.startswith("yolo-adapruner: Expected ")
+    folder = home / "runs" / "adaprune" / "whole"
+    assert all((folder / name).is_file() for name in ("weights/best.pt", "pruned.yaml", "manifest.json"))
 
 
 @pytest.mark.slow
@@ -433,6 +451,10 @@ def test_a_full_disk_under_the_data_set_does_not_matter(home, disk, capsys):
         ),
         (OSError(errno.EIO, "Input/output error"), "a file: Input/output error"),
         (FileNotFoundError("Image Not Found /set/a b.png"), "Expected the image /set/a b.png, which was there"),
+        (
+            FileNotFoundError(f"Image Not Found {__file__}"),
+            f"Expected an image that OpenCV can decode, but {__file__} is",
+        ),
         (RuntimeError("selected index k out of range"), "take a larger one"),
         (KeyError("boxes"), None),
     ],

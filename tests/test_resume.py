@@ -172,13 +172,14 @@ def test_a_run_started_anew_in_a_folder_does_not_go_on_from_an_earlier_run_s_sta
     assert not (folder / "weights" / state.NAME).exists()
 
 
-def test_a_run_started_anew_in_a_finished_run_s_folder_is_resumed(whole, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_started_anew_in_a_finished_run_s_folder_is_resumed(whole, home, tmp_path, monkeypatch, epoch):
     monkeypatch.chdir(home)
     folder = shutil.copytree(whole, tmp_path / "run")
     with monkeypatch.context() as patch:
-        interrupt_in_batch(patch, 2)
+        interrupt_in_batch(patch, epoch)
         assert main([*run_words("run", project=tmp_path, exist_ok=True), "--prune", "0.5"]) == 130
-    assert not (folder / "manifest.json").exists()
+    assert not any((folder / name).exists() for name in ("manifest.json", "kept.txt", "scores.csv", "report.html"))
     assert main(["train", "--resume", str(folder)]) == 0
     assert len((folder / "dropped.txt").read_text().splitlines()) == 12
 
@@ -281,6 +282,26 @@ def other_list(folder):
     (folder / "adaprune.yaml").write_text(yaml.safe_dump(config))
 
 
+def own_set(folder):
+    """Copy the set that a run was made on, so that no other test misses what is changed in it, and return its file."""
+    config = yaml.safe_load((folder / "adaprune.yaml").read_text())
+    root = shutil.copytree(Path(config["data"]).parent, folder.parent / "set")
+    data = helpers.write_data(root / "data.yaml", root)
+    config["data"] = str(data)
+    (folder / "adaprune.yaml").write_text(yaml.safe_dump(config))
+    state_of_own_set = edited(lambda c: c.update(images=[str(path) for path in training_images(data)]))
+    state_of_own_set(folder)
+    return data
+
+
+def other_classes(*names):
+    def edit(folder):
+        data = own_set(folder)
+        helpers.write_data(data, data.parent, names=dict(enumerate(names)))
+
+    return edit
+
+
 def other_settings(change):
     def edit(folder):
         file = folder / "adaprune.yaml"
@@ -318,6 +339,8 @@ class Harmful:
         (edited(lambda c: c["classes"].update({0: "disk"})), "the class names"),
         (edited(lambda c: c["classes"].update({0: "disk"})), "0 disk → disc"),
         (other_list, "but 24 gone (first "),
+        (other_classes("disc", "square", "cross", "star"), "the class names that"),
+        (other_classes("disc", "square", "cross", "star"), "but 3 None → star: restore them"),
         (other_settings(lambda c: c["prune"].update(share=0.5, tau=0.3)), "but share 0.25 → 0.5, tau 0.25 → 0.3: res"),
         (other_settings(lambda c: c.update(epochs=9)), "but epochs 6 → 9: restore them"),
         (other_settings(lambda c: c["train"].update(nbs=16)), "but train.nbs 8 → 16: restore them"),
@@ -339,6 +362,18 @@ def test_what_is_not_this_run_s_own_is_refused_in_one_line(joint, tmp_path, caps
     assert words in err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path in kept} == kept
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_labels_that_changed_meanwhile_are_told(joint, tmp_path, monkeypatch, caplog, changed):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(joint, tmp_path / "run")
+    images = training_images(own_set(folder))
+    if changed:
+        helpers.label_of(images[3]).write_text("0 .5 .5 .2 .2\n", encoding="utf-8")
+    with caplog.at_level("WARNING"):
+        assert main(["train", "--resume", "run"]) == 0
+    assert ("labels of training images have changed since" in caplog.text) == changed
 
 
 def test_a_finished_run_is_not_resumed(whole, capsys):

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from yolo_adapruner import __version__, resources
@@ -16,6 +17,9 @@ PROGRAM = "yolo-adapruner"
 INTERRUPTED = 130
 
 _QUESTIONS = ("warmup", "terms", "scale", "shares", "transfer")
+_RESUMABLE = "what is on disk can be resumed with --resume RUN"
+_CELL_BY_CELL = "the same command in the same folder (--name) goes on after the trainings that are done"
+_AGAIN = "give the same command again"
 _FLAGS = ("data", "model", "epochs", "imgsz", "batch", "seed", "device", "name")
 
 
@@ -27,19 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = [word for word in rest if word.startswith("-")]
     if flags or (rest and not hasattr(args, "config")):
         parser.error(f"unrecognized arguments: {' '.join(flags or rest)}")
-    if hasattr(args, "config"):
-        _sort_words(args, rest)
-    from yolo_adapruner.engine.trouble import one_line_errors
-
     try:
+        # Below as well: imports take seconds, in which somebody may change their mind.
+        if hasattr(args, "config"):
+            _sort_words(args, rest)
+        from yolo_adapruner.engine.trouble import one_line_errors
+
         with one_line_errors(getattr(args, "data", None) or "of the run config"):
             args.run(args)
     except AdaPrunerError as error:
         print(f"{PROGRAM}: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted; what is on disk can be resumed with --resume RUN", file=sys.stderr)
+        print(f"\n{PROGRAM}: interrupted; {args.interrupted}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would then complain.
+        with suppress(OSError):  # one that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"{PROGRAM}: whatever read the output has closed it before the end", file=sys.stderr)
+        return 1
     except Exception as error:
         if os.environ.get("YOLO_ADAPRUNER_DEBUG"):
             raise
@@ -86,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--keep", metavar="LIST", help="file with the images that must stay, a path a line")
     train.add_argument("--resume", metavar="RUN", help="go on with the interrupted run in this folder")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, interrupted=_RESUMABLE)
 
     compare = commands.add_parser(
         "compare", epilog=settings, help="train full, pruned, random and other arms alike, and say what comes of it"
@@ -144,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--cell-gpus", type=float, default=0, metavar="F", help="GPUs a cell on a cluster; 0.25 puts four on a card"
     )
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=_compare, interrupted=_CELL_BY_CELL)
 
     study = commands.add_parser(
         "study", epilog=settings, help="answer a question about the method by variants of one recipe, trained alike"
@@ -194,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", type=int, default=3, metavar="N", help="runs per variant, seeds SEED..SEED+N-1 (default 3)"
     )
     study.add_argument("--jobs", type=int, default=1, metavar="N", help="cells trained side by side (default 1)")
-    study.set_defaults(run=_study)
+    study.set_defaults(run=_study, interrupted=_CELL_BY_CELL)
 
     export = commands.add_parser(
         "export", help="write a finished run's files again, cut other shares from its scores, or hand it to other tools"
@@ -208,12 +219,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="yolo (default: pruned.yaml), coco, coco-all, cvat, labelstudio, fiftyone, cleanlab",
     )
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_export, interrupted=_AGAIN)
 
     report = commands.add_parser("report", help="write a finished run's report.html: verdict, gallery, charts")
     report.add_argument("folder", metavar="RUN", help="run folder")
     report.add_argument("--compare", metavar="FOLDER", help="folder of a finished comparison to take the verdict from")
-    report.set_defaults(run=_report)
+    report.set_defaults(run=_report, interrupted=_AGAIN)
     return parser
 
 
@@ -319,7 +330,11 @@ def _train(args: argparse.Namespace) -> None:
         from yolo_adapruner.engine.run import train
 
         result = train(config)
-    report_run(result.folder)
+    try:
+        report_run(result.folder)
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: no report, the run is whole: {PROGRAM} report {result.folder} writes it", file=sys.stderr)
+        raise
     show_run(result)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from yolo_adapruner.errors import RunError
 
 LOCK = ".lock"
 _BETWEEN_LOOKS = 0.1
+_HELD: set[str] = set()
+_GUARD = threading.Lock()
 
 
 @contextmanager
@@ -32,15 +35,34 @@ def alone_in(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         patience: seconds to wait for another process that may be about to end, >= 0.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process, or another thread of this one, holds it.
     """
-    handle = _locked(folder / LOCK, patience)
+    with _first_here(folder):
+        handle = _locked(folder / LOCK, patience)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                (folder / LOCK).unlink(missing_ok=True)  # before the lock goes: it is still nobody else's
+                os.close(handle)
+
+
+@contextmanager
+def _first_here(folder: Path) -> Iterator[None]:
+    """The same among the threads of this process, whose locks are all one."""
+    place = os.path.realpath(folder)
+    with _GUARD:
+        if place in _HELD:
+            raise RunError(
+                f"Expected {folder} for one run alone, but this process trains in it already: wait until that is done, "
+                "or take another name."
+            )
+        _HELD.add(place)
     try:
         yield
     finally:
-        if handle is not None:
-            (folder / LOCK).unlink(missing_ok=True)  # before the lock goes: it is still nobody else's
-            os.close(handle)
+        with _GUARD:
+            _HELD.remove(place)
 
 
 def _locked(path: Path, patience: float) -> int | None:

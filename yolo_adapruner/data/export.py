@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 MANIFEST, MASK, TRACE = "manifest.json", "mask.npz", "trace.npz"
 _DATA_KEYS_LEFT_OUT = {"download", "yaml_file", "path", "train"}
+_LEFT_BEHIND = (
+    *(MASK, TRACE, "prints.npz", "suspects.json", "report.html"),
+    *("scores.csv", "scores.parquet", "kept.txt", "dropped.txt", "pruned.yaml"),
+)
 _SPLITS = ("val", "test", "minival")
+_IMAGES = f"{os.sep}images{os.sep}"  # for the last of these in a path Ultralytics puts labels
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def write(
             "list_sha256": hash_paths(outcome.paths),
         },
         "columns": list(outcome.columns),
-        "data": {"source": os.path.abspath(source), **_portable(data)},
+        "data": {"source": os.path.abspath(source), **_portable(data, folder)},
     }
     # The mask comes into its place right after the manifest that names it: what stops the run before leaves the files
     # of the decision as they were, and what stops it in between leaves a mask that the manifest knows as well.
@@ -167,6 +172,12 @@ def write(
         _write_history(folder / TRACE, outcome.history)
         _write_text(folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
     _write_files(folder, outcome, content["data"])
+
+
+def forget(folder: Path) -> None:
+    """Take away what an earlier run has left in a folder, the manifest first; folders, such as cuts, stay."""
+    for name in (MANIFEST, *_LEFT_BEHIND):
+        (folder / name).unlink(missing_ok=True)
 
 
 def export(run: str | Path, shares: Sequence[float] = ()) -> list[Path]:
@@ -311,7 +322,8 @@ def replace_file(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
         sync_folder(target.parent)
     except OSError as error:
-        error.filename = error.filename or str(target)  # a write that failed does not say whose
+        if error.filename in (None, str(temporary)):  # a write that failed does not say whose
+            error.filename = str(target)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -381,11 +393,50 @@ def _write_history(target: Path, history: tuple[NDArray[np.int64], NDArray[np.ui
         npz.write(stream, {"epochs": history[0], "weights": history[1]})
 
 
-def _portable(data: Mapping[str, Any]) -> dict[str, Any]:
+def _portable(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The data file's content as JSON gives it back, its split paths absolute, without what only its folder can use."""
     rest = {k: v for k, v in data.items() if k not in _DATA_KEYS_LEFT_OUT and v is not None}
-    splits = {k: rest.pop(k) for k in _SPLITS if k in rest}
-    return {"path": str(data["path"]), "rest": json.loads(json.dumps({**splits, **rest}, default=str))}
+    splits = {k: _from_anywhere(rest.pop(k), folder, k) for k in _SPLITS if k in rest}
+    content = json.loads(json.dumps(_with_words_for_keys({**splits, **rest}), default=str))
+    return {"path": os.path.abspath(data["path"]), "rest": content}
+
+
+def _from_anywhere(split: Any, folder: Path, name: str) -> Any:
+    """A split whose lists can be read from any working directory; one that cannot is written anew, into `folder`.
+
+    A line that begins neither with / nor with ./ counts from where Ultralytics is started. One whose labels lie
+    elsewhere by its absolute path stays as it is.
+    """
+    if isinstance(split, list):
+        return [_from_anywhere(part, folder, f"{name}-{i}") for i, part in enumerate(split)]
+    if not (isinstance(split, str | Path) and _is_file(Path(split))):
+        return split
+    try:
+        text = Path(split).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return split
+    lines = text.strip().splitlines()
+    if not any(_counts_from_here(line) for line in lines):
+        return split
+    whole = [os.path.abspath(line) if _counts_from_here(line) else line for line in lines]
+    if any((_IMAGES in line) != (_IMAGES in absolute) for line, absolute in zip(lines, whole, strict=True)):
+        return split
+    beside = str(Path(os.path.abspath(split)).parent) + os.sep
+    whole = [line.replace("./", beside, 1) if line.startswith("./") else line for line in whole]
+    _write_text(folder / f"{name}.txt", "".join(f"{line}\n" for line in whole))
+    return os.path.abspath(folder / f"{name}.txt")
+
+
+def _counts_from_here(line: str) -> bool:
+    return bool(line) and not line.startswith("./") and not os.path.isabs(line) and os.path.isfile(line)
+
+
+def _with_words_for_keys(value: Any) -> Any:
+    """The same with text for keys that JSON has not, such as dates."""
+    if isinstance(value, Mapping):
+        plain = (str, int, float, bool, type(None))
+        return {k if isinstance(k, plain) else str(k): _with_words_for_keys(v) for k, v in value.items()}
+    return [_with_words_for_keys(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _write_text(target: Path, text: str) -> None:

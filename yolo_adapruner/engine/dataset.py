@@ -11,14 +11,36 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ultralytics.data.utils import img2label_paths
 
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.engine.trouble import quiet
+from yolo_adapruner.errors import DataError
 
 
 def identity(im_file: str) -> str:
     """Return the path an image goes by: absolute, links kept, since label paths are derived from the spelled path."""
     return os.path.abspath(im_file)
+
+
+def refuse_moving_labels(dataset: Any) -> None:
+    """Refuse a set whose images have other labels by their absolute paths, in which a pruned list names them.
+
+    Ultralytics puts `/labels/` for the last `/images/` of a path as it is spelled: of `images/a.jpg`, with no slash
+    before, the labels lie beside the image; of `/set/images/a.jpg` they lie in `/set/labels`.
+
+    Raises:
+        DataError: names the first image, and where its labels are looked for.
+    """
+    for file in dataset.im_files:
+        if (path := identity(file)) == file:
+            continue
+        spelled, absolute = (os.path.abspath(labels) for labels in img2label_paths([file, path]))
+        if spelled != absolute and any(map(os.path.exists, (spelled, absolute))):
+            raise DataError(
+                f"Expected the labels of {path} in {absolute}, but the list of training images says {file}, by which "
+                f"they lie in {spelled}: move the labels there, and write ./{file} or the absolute path into the list."
+            )
 
 
 def unique_paths(dataset: Any) -> list[str]:

@@ -35,6 +35,12 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
         ConfigError: `train:` holds what Ultralytics does not know or cannot take, or what the mask cannot be combined
             with; or there is no such model, or none for a task of ours.
     """
+    for key, only in (("cfg", None), ("mode", "train")):
+        if config.train.get(key) not in (None, only):
+            raise ConfigError(
+                f"Expected Ultralytics' training settings, but got {key}={config.train[key]}, which says nothing here: "
+                + ("write what that file holds under train:, or as key=value." if key == "cfg" else "leave it out.")
+            )
     model = _resolve_model(config.model)
     task = heads.task_of(model)
     heads.refuse_other_task(task, config.train.get("task") or task, f"task={config.train.get('task')}")
@@ -54,7 +60,7 @@ def ultralytics_args(config: RunConfig) -> dict[str, Any]:
         # Upstream's check of fp16 loads weights from the network; bf16 needs no check.
         args["amp"] = "bf16" if runtime.native_bf16("cuda") else False
     if isinstance(args.get("pretrained"), str):
-        args["pretrained"] = _resolve_checkpoint(args["pretrained"])
+        args["pretrained"] = _resolve_checkpoint(args["pretrained"], "pretrained")
     args = {k: v for k, v in args.items() if v is not None}
     args |= {key: _numbers(key, args[key]) for key in ("classes", "freeze") if key in args}
     try:
@@ -188,7 +194,7 @@ def _resolve_model(model: str) -> str:
     )
 
 
-def _resolve_checkpoint(model: str) -> str:
+def _resolve_checkpoint(model: str, setting: str = "model") -> str:
     path = Path(model)
     if path.is_file():
         return str(path.absolute())
@@ -196,8 +202,9 @@ def _resolve_checkpoint(model: str) -> str:
     if (SETTINGS["weights_dir"] / path).is_file() or path.name in GITHUB_ASSETS_NAMES or "://" in model:
         return model
     raise ConfigError(
-        f"Expected an Ultralytics architecture or checkpoint as model, but there is no file {model}: name an existing "
-        "one, an architecture such as yolov3-tiny.yaml, or one of Ultralytics' own checkpoints such as yolo11n.pt."
+        f"Expected an Ultralytics architecture or checkpoint as {setting}, but there is no file {model}: name an "
+        "existing one, an architecture such as yolov3-tiny.yaml, or one of Ultralytics' own checkpoints such as "
+        "yolo11n.pt."
     )
 
 

@@ -20,7 +20,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_adapruner.data.export import MANIFEST, replace_file
+from yolo_adapruner.data.export import forget, replace_file
 from yolo_adapruner.engine import runtime, snapshot, state
 
 _MAY_CHANGE = {"device", "save_dir", "data", "workers", "cache", "plots"}
@@ -63,6 +63,10 @@ class Resumable(BaseTrainer):
         """Return the settings a resumed run must share with the interrupted one, beside Ultralytics'."""
         return {}
 
+    def labels_print(self) -> str | None:
+        """Return what tells the labels of the training images from others, None where nothing does."""
+        return None
+
     def mask_state(self) -> dict[str, Any] | None:
         """Return what the mask goes on from, as arrays and plain values, with the stage the loader was made for."""
         return None
@@ -103,6 +107,7 @@ class Resumable(BaseTrainer):
         if self.saved is None:
             super().resume_training(ckpt)
             return
+        self.refuse_other_set()  # before weights for other classes do not fit
         snapshot.put(self, self.saved["training"])
         self.epoch = self.saved["epoch"]
         self.start_epoch = self.epoch + 1
@@ -117,13 +122,23 @@ class Resumable(BaseTrainer):
         if self.saved is not None:
             state.check_data(Path(self.args.resume), self.saved, self.paths, self.data["names"])
 
+    def warn_of_other_labels(self) -> None:
+        """Say so where the training images have other labels than when the run was interrupted."""
+        before = None if self.saved is None else self.saved.get(state.LABELS)
+        if before not in (None, self.labels_print()):
+            LOGGER.warning(
+                "labels of training images have changed since this run was interrupted: it goes on with those of now, "
+                "and its mask has learned from both"
+            )
+
     def take_up(self) -> None:
         """Take over the rest once all is set up: the mask, and the run folder as the saved epoch left it."""
         self._run_config = state.run_config(Path(self.save_dir)) if self.saved is None else self.saved["config"]
         if self.saved is None:
-            if RANK in {-1, 0} and not self.resume:  # of an earlier run in the same folder
-                (self.wdir / state.NAME).unlink(missing_ok=True)
-                (Path(self.save_dir) / MANIFEST).unlink(missing_ok=True)  # by it this one would pass for finished
+            if RANK in {-1, 0} and not self.resume:  # of an earlier run: this one would pass for finished, or begun
+                for name in (state.NAME, self.last.name, self.best.name):
+                    (self.wdir / name).unlink(missing_ok=True)
+                forget(Path(self.save_dir))
             return
         ran, runs = ({**where["versions"], "machine": where["machine"]} for where in (self.saved, self._where()))
         if other := state.differences(ran, runs):
@@ -242,6 +257,7 @@ class Resumable(BaseTrainer):
             "config": self._run_config,
             "images": self.paths,
             "classes": self.data["names"],
+            state.LABELS: self.labels_print(),
             "args": vars(self.args),
             "architecture": unwrap_model(self.model).yaml,
             "mask": self.mask_state(),

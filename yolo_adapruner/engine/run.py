@@ -146,6 +146,11 @@ def _run_folder(args: Mapping[str, Any]) -> Iterator[Path]:
     Ultralytics makes it before it looks at the data set.
     """
     folder = Path(get_save_dir(get_cfg(overrides=dict(args))))
+    if "'" in str(folder):
+        raise RunError(
+            "Expected a run folder without an apostrophe, which Ultralytics leaves out of a checkpoint's path, but got "
+            f"{folder}: choose another --name or project=."
+        )
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
     except OSError:  # a name too long
@@ -164,7 +169,8 @@ def _run_folder(args: Mapping[str, Any]) -> Iterator[Path]:
         try:
             yield folder
         except AdaPrunerError:
-            if not (folder / "weights" / state.NAME).exists():
+            # A finished run has no state any more, and what fails after it is no reason to lose it.
+            if not any((folder / "weights").glob("*.pt")) and not (folder / MANIFEST).exists():
                 _take_away(missing)
             raise
 
@@ -203,5 +209,7 @@ def _run_config_text(config: RunConfig, args: Mapping[str, Any]) -> str:
         "project": args["project"],
         "start": None if config.start is None else str(warmstart.absolute(config.start)),
     }
+    if isinstance(own := content["train"].get("pretrained"), str) and Path(own).exists():
+        content["train"] = {**content["train"], "pretrained": args["pretrained"]}
     content = json.loads(json.dumps(content, default=str))  # a Python caller may have set what YAML has no word for
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -79,7 +79,10 @@ def chosen_device(setting: Any) -> torch.device:
 
     asked = "" if setting is None else setting
     try:
-        return torch.device(select_device(parse_device(asked), verbose=False))
+        device = torch.device(select_device(parse_device(asked), verbose=False))
+        if str(asked).lower().startswith("mps") and device.type != "mps":  # upstream takes the CPU in silence
+            raise ValueError
+        return device
     except (ValueError, RuntimeError):
         raise ConfigError(
             f"Expected a device of this machine, but got device={asked}: it has cpu and {torch.cuda.device_count()} "

@@ -41,6 +41,8 @@ NAME, RUN_CONFIG = "adaprune.pt", "adaprune.yaml"
 PARTS = frozenset(
     ("versions", "machine", "epoch", "prune", "config", "images", "classes", "args", "architecture", "mask", "training")
 )
+LABELS = "labels"
+"""A part that states of before 2026-11-29 lack: what tells the training images' labels from others, or None."""
 _FORMAT = 5
 _MUST_MATCH = ("yolo-adapruner", "ultralytics", "torch")
 _MAY_CHANGE = {"data", "device", "project", "name", "prune"}  # the image list and the method are compared on their own
@@ -52,12 +54,13 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         folder: the run's `weights` folder.
-        content: all of `PARTS`; what is no tensor, array, number, word or container of these is written as a word.
+        content: all of `PARTS` and `LABELS`; what is no tensor, array, number, word or container of these is written as
+            a word.
 
     Raises:
         OSError: the disk is full or not writable; the state before stays.
     """
-    assert content.keys() == PARTS, content.keys() ^ PARTS
+    assert content.keys() == PARTS | {LABELS}, content.keys() ^ PARTS
     folder.mkdir(parents=True, exist_ok=True)
     with replace_file(folder / NAME) as temporary, temporary.open("wb") as file:
         stream = _Stream(file)

@@ -5,6 +5,7 @@ What an image deserves is decided in `core`; this class only carries batches the
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -186,8 +187,8 @@ class AdaPruneMixin(Resumable):
         super()._setup_train()
         self._ids = {path: i for i, path in enumerate(self.paths)}
         self.skipped: list[str] = []
-        self.refuse_other_set()
         self._look_over(self.train_loader.dataset)
+        self.warn_of_other_labels()
         if self.skipped:
             LOGGER.warning(
                 f"{len(self.skipped)} listed images are unreadable or wrongly labelled and take no part, "
@@ -305,6 +306,10 @@ class AdaPruneMixin(Resumable):
         pruner.carry(logits, seen)
         self._started = warmstart.as_words(counts)
         LOGGER.info(counts.line())
+
+    def labels_print(self) -> str | None:
+        """Return what tells the labels of the training images from others."""
+        return hashlib.sha256(self._label_prints.tobytes()).hexdigest()
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Return the kept images once the mask is decided, and before that all, each sample with its sources."""
@@ -645,6 +650,7 @@ class AdaPruneMixin(Resumable):
 
     def _look_over(self, dataset: Any) -> None:
         """Note what of the training set takes no part and what else its files shall say; refuse one without labels."""
+        images.refuse_moving_labels(dataset)
         self.skipped = images.skipped_paths(dataset)
         self.boxes = images.box_counts(dataset, self.paths)
         if not any(self.boxes):

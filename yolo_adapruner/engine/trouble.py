@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import threading
 import unicodedata
@@ -54,6 +55,8 @@ def one_line_errors(data: str) -> Iterator[None]:
         yield
     except AdaPrunerError:
         raise
+    except BrokenPipeError:  # who read what is printed has gone
+        raise
     except ConnectionError as error:
         raise RunError(
             f"Expected to fetch a file from the network, but {one_line(error)}: put the file in place by hand."
@@ -99,6 +102,11 @@ def _without_picture(thread: threading.ExceptHookArgs) -> None:
 
 def _missing_image(path: str) -> str:
     """What to do about an image that was there when the run began; a worker's message ends with the path, too."""
+    if os.path.isfile(path):
+        return (
+            f"Expected an image that OpenCV can decode, but {path} is none: convert it, to PNG or JPEG say, or take it "
+            "out of the set, and start anew."
+        )
     return (
         f"Expected the image {path}, which was there when the run began, but it is gone or cannot be read any more: "
         "put it back and go on with --resume RUN, or start anew where no epoch was whole yet."
