@@ -102,14 +102,12 @@ def _without_picture(thread: threading.ExceptHookArgs) -> None:
 
 def _missing_image(path: str) -> str:
     """What to do about an image that was there when the run began; a worker's message ends with the path, too."""
-    if os.path.isfile(path):
-        return (
-            f"Expected an image that OpenCV can decode, but {path} is none: convert it, to PNG or JPEG say, or take it "
-            "out of the set, and start anew."
-        )
+    never = (
+        " One that OpenCV never could decode, as a TIFF of floats, has to be converted." if os.path.isfile(path) else ""
+    )
     return (
         f"Expected the image {path}, which was there when the run began, but it is gone or cannot be read any more: "
-        "put it back and go on with --resume RUN, or start anew where no epoch was whole yet."
+        f"put it back and go on with --resume RUN, or start anew where no epoch was whole yet.{never}"
     )
 
 
