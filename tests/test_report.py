@@ -191,6 +191,15 @@ def test_a_comparison_on_another_set_is_named(run, tmp_path, named, same):
     assert (f"The comparison was made on {named}; this run is of /home/set/digits.yaml." in words) != same
 
 
+def test_a_comparison_s_own_run_is_of_its_set(run, tmp_path):
+    """It trains on a data file that the comparison has made of the set."""
+    make_comparison(tmp_path)
+    found = load(run)
+    manifest = {**found.manifest, "data": {**found.manifest["data"], "source": str(tmp_path / "data.yaml")}}
+    own = replace(found, folder=tmp_path / "cells" / "one-run-0.5-s0", manifest=manifest)
+    assert "The comparison was made on" not in Parsed(page.page(own, comparison.load(tmp_path))).words
+
+
 def test_a_run_that_does_not_say_its_model_is_no_other_one_s(run, tmp_path):
     make_comparison(tmp_path)
     found = load(run)

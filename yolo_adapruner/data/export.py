@@ -322,7 +322,7 @@ def replace_file(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
         sync_folder(target.parent)
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # a write that failed does not say whose
+        if not error.filename or error.filename == str(temporary):  # a write that failed does not say whose
             error.filename = str(target)
         raise
     finally:

@@ -157,7 +157,9 @@ def _mismatch(found: Run, compared: Comparison) -> str | None:
     if None not in models and model != other:
         return f"The comparison was made with {other}; this run trained {model}."
     sets = found.manifest["data"]["source"], _config(compared, "data")
-    if None not in sets and not _may_be_one(*(Path(str(s)) for s in sets)):
+    # A comparison's own runs train on a data file that it made of that set, with halves of its validation images.
+    own = compared.folder.resolve() in found.folder.resolve().parents
+    if not own and None not in sets and not _may_be_one(*(Path(str(s)) for s in sets)):
         return f"The comparison was made on {shown(str(sets[1]))}; this run is of {shown(str(sets[0]))}."
     return None
 
