@@ -143,6 +143,14 @@ def test_a_list_gives_its_images_and_its_share(tmp_path):
     assert listed_images(file, DATA) == ((PATHS[1], PATHS[3]), pytest.approx(1 - 2 / N))
 
 
+@pytest.mark.usefixtures("training_images")
+def test_a_fifth_left_out_is_the_share_that_a_flag_says(tmp_path):
+    """`1 - 4 / 5` is not 0.2, and would stand beside `--prune 0.2` in every table and chart."""
+    file = tmp_path / "kept.txt"
+    file.write_text("\n".join(PATHS[N // 5 :]), encoding="utf-8-sig")
+    assert listed_images(file, DATA)[1] == 0.2
+
+
 LISTS = [
     ("missing", None, "No such file"),
     ("empty", "\n", "it is empty"),

@@ -202,4 +202,4 @@ def listed_images(kept: str | Path, data: Mapping[str, Any]) -> tuple[tuple[str,
     rows = listed_kept(paths, [os.path.abspath(line.strip()) for line in lines if line.strip()])
     if rows.all():
         raise DataError(f"Expected a list that leaves images out, but {kept} names all {len(paths)} training images.")
-    return tuple(p for p, row in zip(paths, rows, strict=True) if row), float(1 - rows.mean())
+    return tuple(p for p, row in zip(paths, rows, strict=True) if row), float((~rows).mean())
