@@ -271,6 +271,7 @@ def test_a_folder_without_a_data_file(home, capsys):
         ({"val": None}, "'val:' key missing"),
         ({"names": None}, "either 'names' or 'nc' are required"),
         ({"names": "disc"}, "'names' must be list or dict"),
+        ({"names": {-1: "disc", 1: "square", 2: "cross"}}, "its names have no class 0: number them 0, 1, 2"),
         ({"nc": 7}, "'names' length 3 and 'nc: 7' must match"),
         ({"nc": "drei", "names": None}, "must be an integer"),
         ({"train": "images/nichts"}, "images/nichts"),
@@ -288,6 +289,14 @@ def test_a_data_file_that_cannot_be(home, capsys, changes, words):
     line = train_refused(capsys)
     assert "Data set" in line
     assert words in line
+
+
+@pytest.mark.parametrize("key", ["train", "val"])
+def test_a_data_file_with_nothing_behind_a_split(home, capsys, key):
+    data = home / "set" / "data.yaml"
+    text = data.read_text(encoding="utf-8").replace(f"{key}: images/{key}", f"{key}:")
+    data.write_text(text, encoding="utf-8")
+    assert "train or val names nothing: give a folder of images or a list of them" in train_refused(capsys)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]\n", b"path: [\n", b"\xff\xfe\x00\x01", b"nur ein Satz\n", b"\x00"])

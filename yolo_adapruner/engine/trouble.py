@@ -127,7 +127,12 @@ def _bad_data(error: BaseException) -> str | None:
         link = link.__cause__
     if not any(_DATA_TROUBLE.search(str(e)) for e in chain):
         return None
-    return one_line(chain[-1])
+    root = chain[-1]
+    if isinstance(root, TypeError) and "os.PathLike object, not NoneType" in str(root):
+        return "train or val names nothing: give a folder of images or a list of them"
+    if isinstance(root, KeyError) and root.args and isinstance(root.args[0], int):
+        return f"its names have no class {root.args[0]}: number them 0, 1, 2 and so on"
+    return one_line(root)
 
 
 def one_line(error: BaseException) -> str:
