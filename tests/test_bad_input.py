@@ -291,12 +291,15 @@ def test_a_data_file_that_cannot_be(home, capsys, changes, words):
     assert words in line
 
 
-@pytest.mark.parametrize("key", ["train", "val"])
-def test_a_data_file_with_nothing_behind_a_split(home, capsys, key):
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("train", "train names nothing: give a folder of images or a list of them"), ("val", "'val:' images not found")],
+)
+def test_a_data_file_with_nothing_behind_a_split(home, capsys, key, words):
     data = home / "set" / "data.yaml"
     text = data.read_text(encoding="utf-8").replace(f"{key}: images/{key}", f"{key}:")
     data.write_text(text, encoding="utf-8")
-    assert "train or val names nothing: give a folder of images or a list of them" in train_refused(capsys)
+    assert words in train_refused(capsys)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]\n", b"path: [\n", b"\xff\xfe\x00\x01", b"nur ein Satz\n", b"\x00"])

@@ -129,7 +129,7 @@ def _bad_data(error: BaseException) -> str | None:
         return None
     root = chain[-1]
     if isinstance(root, TypeError) and "os.PathLike object, not NoneType" in str(root):
-        return "train or val names nothing: give a folder of images or a list of them"
+        return "train names nothing: give a folder of images or a list of them"
     if isinstance(root, KeyError) and root.args and isinstance(root.args[0], int):
         return f"its names have no class {root.args[0]}: number them 0, 1, 2 and so on"
     return one_line(root)
