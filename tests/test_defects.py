@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ultralytics.data.base import BaseDataset
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.utils import check_det_dataset
 
 from tests.helpers import build_set, label_of, picture, training_images, write_data
 from yolo_adapruner.data.boxes import covered, iou
@@ -416,6 +418,17 @@ def test_images_that_cannot_be_trained_on_are_left_out_and_named(
     training_images(data)[2].write_bytes(b"no image")
     assert len(load_truth(plant(data, tmp_path / "set", {"missing": 0.5}).parent)) == 4
     assert "2 images are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_picture_that_is_cut_off_is_left_out_as_in_training(tmp_path: Path, suffix: str, cut: bool) -> None:
+    data = build_set(tmp_path / "set", train=6, val=2, empty=0, suffix=suffix)
+    image = training_images(data)[2]
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2] if cut else image.read_bytes() + b"behind")
+    stock = YOLODataset(str(image.parent), data=check_det_dataset(str(data)), imgsz=64, augment=False)
+    truth = load_truth(plant(data, tmp_path / "planted", {"missing": 0.5}).parent)
+    assert len(truth) == len(stock.im_files) == (5 if cut else 6)
 
 
 def test_polygons_become_boxes_and_equal_lines_count_once(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ defects are planted from stays as it was found.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.errors import DataError
@@ -170,6 +172,25 @@ def _keypoints(given: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([given, seen[..., None]], axis=2)
 
 
+def _is_whole(image: Path) -> bool:
+    """Whether an image is not cut off, by what Ultralytics looks at; what Pillow does not know is taken for whole."""
+    try:
+        with Image.open(image) as opened:
+            jpeg = opened.format in ("JPEG", "MPO")
+            opened.verify()
+        with image.open("rb") as file:
+            file.seek(-2, os.SEEK_END)
+            ended = file.read() == b"\xff\xd9"
+        if jpeg and not ended:
+            with Image.open(image) as opened:
+                opened.load()
+    except UnidentifiedImageError:
+        return True
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def read_split(where: str | Sequence[str], classes: int) -> tuple[list[Path], list[Labels], list[str]]:
     """Return a split's images, their labels, and why each image that cannot be trained on is left out."""
     files: list[Path] = []
@@ -177,7 +198,8 @@ def read_split(where: str | Sequence[str], classes: int) -> tuple[list[Path], li
     left_out: list[str] = []
     for image in split_files(where):
         try:
-            if not (is_text(str(image)) and cv2.haveImageReader(str(image))):  # OpenCV dies of a path that is no text
+            # OpenCV dies of a path that is no text.
+            if not (is_text(str(image)) and cv2.haveImageReader(str(image)) and _is_whole(image)):
                 raise DataError(f"Expected an image, but {image} cannot be read as one.")
             labels.append(read_labels(label_file(image), classes))
             files.append(image)
