@@ -30,6 +30,7 @@ def content(**changes):
         "architecture": {"nc": 2, "head": [[-1, 1, "Detect", ["nc"]]]},
         "mask": {"pruner": {"logits": np.arange(3.0), "kept": None}, "entered": 2},
         "training": {"fitness": np.float64(0.5)},
+        "labels": "5d41",
     }
     return {**whole, **changes}
 
@@ -45,6 +46,14 @@ def test_what_is_written_is_read_back_with_numbers_as_python_has_them(tmp_path):
     assert type(read["training"]["fitness"]) is float
     np.testing.assert_array_equal(state.arrays(read["mask"])["pruner"]["logits"], np.arange(3.0))
     assert state.mask_after(tmp_path, 2)["entered"] == 2
+
+
+def test_a_state_from_before_labels_were_noted_is_read(tmp_path):
+    state.write(tmp_path, content())
+    held = torch.load(tmp_path / state.NAME, weights_only=True)
+    assert held.pop(state.LABELS) == "5d41"
+    torch.save(held, tmp_path / state.NAME)
+    assert state.LABELS not in state.load(tmp_path / state.NAME)
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_class_names_of_any_kind_stay_names(home, capsys, plots):
     ("names", "words"),
     [
         ({0: "a", 2: "b"}, "requires class indices 0-1"),
-        ({-1: "a", -2: "b"}, "there is no 0"),
+        ({-1: "a", -2: "b"}, "have no class 0: number them"),
         ({"x": "a"}, "'x'"),
         ({}, "at least one class name"),
         ([], "at least one class name"),
