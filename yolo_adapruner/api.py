@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_adapruner import config as run_config
 from yolo_adapruner.config import PruneConfig, RunConfig
-from yolo_adapruner.errors import ConfigError
 
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
@@ -52,8 +51,7 @@ def resolve(
         source = _as_words(source)
     overrides = _as_words(overrides)
     if config is not None:
-        if not isinstance(config, PruneConfig):
-            raise ConfigError(f"Expected a PruneConfig as config, but got {config!r}: PruneConfig(share=0.2), say.")
+        run_config.check_method(config)
         given = overrides.get("prune")
         extra = given if isinstance(given, Mapping) else {} if given is None else {"share": given}
         overrides["prune"] = {**config.model_dump(), **extra}

@@ -268,6 +268,16 @@ SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 """How a `key=value` word of a command line begins."""
 
 
+def check_method(config: Any) -> None:
+    """Refuse what is given for the method's settings and is none.
+
+    Raises:
+        ConfigError: says what came.
+    """
+    if not isinstance(config, PruneConfig | None):
+        raise ConfigError(f"Expected a PruneConfig as config, but got {config!r}: PruneConfig(share=0.2), say.")
+
+
 def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a run config and lay `overrides` on top.
 

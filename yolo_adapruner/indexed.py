@@ -91,8 +91,7 @@ class ActiveSampler(Sampler[int]):
     """
 
     def __init__(self, pruner: Follows, *, shuffle: bool = True, seed: int = 0) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise ConfigError(f"Expected seed as a whole number, 0 or more, but got {seed!r}.")
+        check_whole("seed", seed, 0)
         self.pruner, self.shuffle, self.seed = pruner, shuffle, seed
 
     def __len__(self) -> int:
@@ -106,6 +105,16 @@ class ActiveSampler(Sampler[int]):
         ranks, rank = distributed.place()
         own = np.arange(len(self)) * ranks + rank
         return iter(rows[own % len(rows)].tolist())
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number of at least so much.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"Expected {name} as a whole number, {least} or more, but got {value!r}.")
 
 
 def as_numbers(ids: Any, n: int) -> NDArray[np.int64]:

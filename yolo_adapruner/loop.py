@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from yolo_adapruner.config import PruneConfig
+from yolo_adapruner.config import PruneConfig, check_method
 from yolo_adapruner.core import distributed
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.errors import ConfigError, RunError
-from yolo_adapruner.indexed import ActiveSampler, as_numbers
+from yolo_adapruner.indexed import ActiveSampler, as_numbers, check_whole
 
 DEFAULTS: dict[str, Any] = {"tau": 0.15, "warmup_max": 0.55, "joint": 0.3}
 """Where a loop's settings differ from a detector's.
@@ -84,8 +84,7 @@ class AdaPruner:
         seed: int = 0,
     ) -> None:
         for name, value, least in (("n", n, 1), ("epochs", epochs, 3), ("readings", readings, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise ConfigError(f"Expected {name} as a whole number, {least} or more, but got {value!r}.")
+            check_whole(name, value, least)
         self.config = _settings(config, prune)
         if drop_count(int(n), self.config.share) >= n:
             raise ConfigError(
@@ -270,8 +269,7 @@ class AdaPruner:
 
 def _settings(config: PruneConfig | None, prune: float | None) -> PruneConfig:
     """A loop's defaults, what the config sets, and the share on top."""
-    if not isinstance(config, PruneConfig | None):
-        raise ConfigError(f"Expected a PruneConfig as config, but got {config!r}: PruneConfig(tau=0.2), say.")
+    check_method(config)
     given = {} if config is None else config.model_dump(exclude_unset=True)
     if prune is not None:
         if isinstance(prune, bool) or not isinstance(prune, int | float) or not 0 <= prune <= 0.95:

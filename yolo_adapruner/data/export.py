@@ -129,6 +129,11 @@ class Outcome:
         limits = explain.trusting(constraints or Constraints(), columns)
         return cls(paths, kept, columns, history, limits)
 
+    def keeping(self, kept: NDArray[np.bool_]) -> Outcome:
+        """Return the same with another selection, (N,), and the reasons that go with it, where there are reasons."""
+        part = replace(self, kept=kept)
+        return explain.with_reasons(part) if "reason" in self.columns else part
+
     def with_columns(self, columns: Mapping[str, NDArray[Any]]) -> Outcome:
         """Return the same with further columns behind its own, each (N,)."""
         return replace(self, columns={**self.columns, **columns})
@@ -172,6 +177,11 @@ def write(
         _write_history(folder / TRACE, outcome.history)
         _write_text(folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
     _write_files(folder, outcome, content["data"])
+
+
+def task_of(manifest: Mapping[str, Any]) -> str:
+    """Return Ultralytics' name of the task that a run trained for, by its manifest; of an older one `detect`."""
+    return str(manifest.get("train", {}).get("task", "detect"))
 
 
 def forget(folder: Path) -> None:
@@ -227,8 +237,7 @@ def _cut(outcome: Outcome, share: float, learned: float, seed: int) -> Outcome:
     columns = outcome.columns
     order = in_order(columns["logit"], learned, columns.get("lot"), columns.get("twin"), seed=seed)
     kept = cut(order, share, outcome.constraints)
-    part = replace(outcome, kept=kept)
-    return explain.with_reasons(part) if "reason" in outcome.columns else part
+    return outcome.keeping(kept)
 
 
 def _eased(part: Outcome, share: float) -> str:

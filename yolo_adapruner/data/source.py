@@ -152,10 +152,8 @@ def read_shapes(file: Path, classes: int, keypoints: tuple[int, int] | None = No
 def _row(words: Sequence[str], extra: int, *, pose: bool) -> tuple[list[float], NDArray[np.float64]]:
     """A line's class and box, and what else it says: the polygon behind the box, or `extra` numbers of keypoints."""
     numbers = [float(word) for word in words]
-    if len(numbers) == 5 + extra:
+    if len(numbers) == 5 + extra or (len(numbers) == 5 and not pose):
         return numbers[:5], np.array(numbers[5:] if pose else [])
-    if len(numbers) == 5 and not pose:
-        return numbers, np.array([])
     if pose or len(numbers) <= 6 or not len(numbers) % 2:
         raise ValueError(f"a line has {len(numbers)} numbers")
     outline = np.array(numbers[1:])
@@ -178,10 +176,7 @@ def _is_whole(image: Path) -> bool:
         with Image.open(image) as opened:
             jpeg = opened.format in ("JPEG", "MPO")
             opened.verify()
-        with image.open("rb") as file:
-            file.seek(-2, os.SEEK_END)
-            ended = file.read() == b"\xff\xd9"
-        if jpeg and not ended:
+        if jpeg and not _has_an_end(image):
             with Image.open(image) as opened:
                 opened.load()
     except UnidentifiedImageError:
@@ -189,6 +184,12 @@ def _is_whole(image: Path) -> bool:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
     return True
+
+
+def _has_an_end(jpeg: Path) -> bool:
+    with jpeg.open("rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read() == b"\xff\xd9"
 
 
 def read_split(where: str | Sequence[str], classes: int) -> tuple[list[Path], list[Labels], list[str]]:

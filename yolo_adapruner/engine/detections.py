@@ -4,11 +4,13 @@ One stock validation pass, watched. Knows nothing of masks, arms or COCO; `study
 """
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
@@ -23,6 +25,28 @@ from yolo_adapruner.errors import ConfigError, DataError
 _WRITES = {"plots", "visualize", "save_json", "save_txt", "project", "name", "save_dir"}
 _OURS = frozenset({"task", "mode", "model", "val", "single_cls", "classes", "verbose"} | _WRITES)
 """Ultralytics keys `collect` decides itself: what would write files, or change what is ground truth."""
+
+
+def collect_listed(
+    weights: str | Path, data: Mapping[str, Any], paths: Sequence[str], **settings: Any
+) -> list[ImageDetections]:
+    """Do as `collect` for some images of a run's data set; one that cannot be read is left out.
+
+    Args:
+        weights: A detection checkpoint (.pt).
+        data: The data set as a run's manifest holds it, with all it says, such as channels: `path` and `rest`.
+        paths: Absolute image paths, not empty.
+        **settings: What else `collect` takes.
+
+    Raises:
+        ConfigError, DataError: see `collect`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        listed, file = Path(folder, "images.txt"), Path(folder, "data.yaml")
+        listed.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+        content = {**data["rest"], "path": data["path"], "train": str(listed), "val": str(listed)}
+        file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+        return collect(weights, file, "val", **settings)[0]
 
 
 def collect(

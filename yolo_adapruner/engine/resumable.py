@@ -37,6 +37,7 @@ class Resumable(BaseTrainer):
         steps: where the optimizer's steps fall.
         taken: whether the last step was taken, and not skipped; None once a subclass has seen it.
         saved: what a resumed run goes on from, until its first epoch begins; None otherwise.
+        labels_print: what tells the labels of the training images from others; None where nothing does.
     """
 
     args: Any
@@ -54,6 +55,7 @@ class Resumable(BaseTrainer):
         self.steps = snapshot.Steps()
         self.taken: bool | Tensor | None = None
         self.saved: dict[str, Any] | None = None
+        self.labels_print: str | None = None
         self._accumulate = 1
         super().__init__(*args, **kwargs)
 
@@ -62,10 +64,6 @@ class Resumable(BaseTrainer):
     def method_settings(self) -> Mapping[str, Any]:
         """Return the settings a resumed run must share with the interrupted one, beside Ultralytics'."""
         return {}
-
-    def labels_print(self) -> str | None:
-        """Return what tells the labels of the training images from others, None where nothing does."""
-        return None
 
     def mask_state(self) -> dict[str, Any] | None:
         """Return what the mask goes on from, as arrays and plain values, with the stage the loader was made for."""
@@ -125,7 +123,7 @@ class Resumable(BaseTrainer):
     def warn_of_other_labels(self) -> None:
         """Say so where the training images have other labels than when the run was interrupted."""
         before = None if self.saved is None else self.saved.get(state.LABELS)
-        if before not in (None, self.labels_print()):
+        if before not in (None, self.labels_print):
             LOGGER.warning(
                 "labels of training images have changed since this run was interrupted: it goes on with those of now, "
                 "and its mask has learned from both"
@@ -257,7 +255,7 @@ class Resumable(BaseTrainer):
             "config": self._run_config,
             "images": self.paths,
             "classes": self.data["names"],
-            state.LABELS: self.labels_print(),
+            state.LABELS: self.labels_print,
             "args": vars(self.args),
             "architecture": unwrap_model(self.model).yaml,
             "mask": self.mask_state(),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from yolo_adapruner.data.boxes import ImageDetections
-from yolo_adapruner.engine.detections import collect
+from yolo_adapruner.engine.detections import collect_listed
 
 CONFIDENCE = 0.25
 MOST = 50
@@ -38,12 +36,7 @@ def seen(
     Raises:
         ConfigError, DataError: see `detections.collect`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        listed, file = Path(folder, "images.txt"), Path(folder, "data.yaml")
-        listed.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
-        content = {**data["rest"], "path": data["path"], "train": str(listed), "val": str(listed)}
-        file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-        images, _ = collect(weights, file, "val", imgsz=imgsz, batch=batch, device=device)
+    images = collect_listed(weights, data, paths, imgsz=imgsz, batch=batch, device=device)
     return {os.path.abspath(image.path): _rows(image) for image in images}
 
 

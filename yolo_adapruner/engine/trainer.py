@@ -188,6 +188,7 @@ class AdaPruneMixin(Resumable):
         self._ids = {path: i for i, path in enumerate(self.paths)}
         self.skipped: list[str] = []
         self._look_over(self.train_loader.dataset)
+        self.labels_print = hashlib.sha256(self._label_prints.tobytes()).hexdigest()
         self.warn_of_other_labels()
         if self.skipped:
             LOGGER.warning(
@@ -306,10 +307,6 @@ class AdaPruneMixin(Resumable):
         pruner.carry(logits, seen)
         self._started = warmstart.as_words(counts)
         LOGGER.info(counts.line())
-
-    def labels_print(self) -> str | None:
-        """Return what tells the labels of the training images from others."""
-        return hashlib.sha256(self._label_prints.tobytes()).hexdigest()
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Return the kept images once the mask is decided, and before that all, each sample with its sources."""

@@ -6,13 +6,11 @@ one .npz without objects is written, and `load` gives the lists. Knows no other 
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from yolo_adapruner.data.export import replace_file
@@ -85,20 +83,18 @@ def _predictions(run: Gathered) -> tuple[list[list[NDArray[np.float64]]] | None,
         return None, f"labels only: cleanlab judges the boxes of a detector, and this run is for {run.task}"
     if not weights.is_file():
         return None, f"labels only: there is no {weights} to predict with"
-    from yolo_adapruner.engine.detections import collect
+    from yolo_adapruner.engine.detections import collect_listed
 
-    with tempfile.TemporaryDirectory() as folder:
-        data = _data_file(Path(folder), run)
-        batch = train.get("batch")
-        images, _ = collect(
-            weights,
-            data,
-            "train",
-            imgsz=int(train.get("imgsz", 640)),
-            batch=batch if isinstance(batch, int) and batch > 0 else 16,
-            device=train.get("device"),
-            conf=_FLOOR,
-        )
+    batch = train.get("batch")
+    images = collect_listed(
+        weights,
+        run.manifest["data"],
+        run.outcome.paths,
+        imgsz=int(train.get("imgsz", 640)),
+        batch=batch if isinstance(batch, int) and batch > 0 else 16,
+        device=train.get("device"),
+        conf=_FLOOR,
+    )
     by_path = {image.path: np.column_stack([image.boxes, image.scores, image.classes]) for image in images}
     if gone := [path for path in run.outcome.paths if path not in by_path]:
         raise DataError(
@@ -108,12 +104,3 @@ def _predictions(run: Gathered) -> tuple[list[list[NDArray[np.float64]]] | None,
     rows = [by_path[path] for path in run.outcome.paths]
     split = [[r[r[:, 5] == c, :5] for c in range(len(run.classes))] for r in rows]
     return split, "predictions are of the checkpoint that was trained on these images; cleanlab prefers held-out ones"
-
-
-def _data_file(folder: Path, run: Gathered) -> Path:
-    """A data file of the run's images, with all else that its own says, such as channels and keypoints."""
-    (folder / "images.txt").write_text("".join(f"{path}\n" for path in run.outcome.paths), encoding="utf-8")
-    where = {"path": str(folder), "train": "images.txt", "val": "images.txt", "names": dict(run.classes)}
-    content = {**run.manifest["data"]["rest"], **where}
-    (folder / "data.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    return folder / "data.yaml"

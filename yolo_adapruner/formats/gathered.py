@@ -19,7 +19,6 @@ from PIL import Image
 
 from yolo_adapruner.data import export
 from yolo_adapruner.data.boxes import unique_names
-from yolo_adapruner.data.explain import with_reasons
 from yolo_adapruner.data.export import Outcome, replace_file
 from yolo_adapruner.data.source import Shapes, label_file, names, read_shapes
 from yolo_adapruner.errors import ConfigError, DataError, RunError
@@ -88,14 +87,13 @@ class Gathered:
     @property
     def task(self) -> str:
         """Ultralytics' name of the task that the run trained for."""
-        return str(self.manifest.get("train", {}).get("task", "detect"))
+        return export.task_of(self.manifest)
 
     def cut(self, folder: Path) -> Gathered:
         """Return the same run with the selection that lies in a folder of another share."""
         lines = (folder / "kept.txt").read_text(encoding="utf-8", errors="surrogateescape").split("\n")
         kept = np.isin(np.array(self.outcome.paths), np.array(lines))
-        cut = replace(self.outcome, kept=kept)
-        return replace(self, folder=folder, outcome=with_reasons(cut) if "reason" in cut.columns else cut)
+        return replace(self, folder=folder, outcome=self.outcome.keeping(kept))
 
     def picture(self, row: int) -> Picture:
         """Return an image of the run, its labels and size read now.

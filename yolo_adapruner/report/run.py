@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.core.reasons import Evidence
 from yolo_adapruner.data.explain import evidence
-from yolo_adapruner.data.export import TRACE, Outcome, read
+from yolo_adapruner.data.export import TRACE, Outcome, read, task_of
 from yolo_adapruner.data.labels import Labels
 from yolo_adapruner.data.source import label_file, read_shapes
 from yolo_adapruner.errors import DataError
@@ -54,7 +54,7 @@ class Run:
     @property
     def task(self) -> str:
         """Ultralytics' name of the task."""
-        return str(self.manifest.get("train", {}).get("task", "detect"))
+        return task_of(self.manifest)
 
     @property
     def names(self) -> dict[int, str]:
