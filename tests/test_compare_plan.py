@@ -82,6 +82,16 @@ def test_the_grid_is_complete_and_each_cell_comes_after_what_it_builds_on(shares
                 assert Cell(RUN, cell.share, EPOCHS, cell.seed) in one[:number]
 
 
+def test_a_run_that_chooses_may_have_as_many_updates_as_full():
+    chains = plan([0.1, 0.3], [0], arms=(PRUNED,), budgets=(UPDATES,), run_budget=UPDATES)
+    runs = [one[0] for one in chains if one[0].arm == RUN]
+    assert [(cell.budget, cell.name) for cell in runs] == [
+        (UPDATES, "one-run-0.1-updates-s0"),
+        (UPDATES, "one-run-0.3-updates-s0"),
+    ]
+    assert chains[0] == [Cell(FULL, 0.0, EPOCHS, 0)]
+
+
 def test_cells_have_folder_names_of_their_own():
     names = [cell.name for cell in chain.from_iterable(plan([0.05, 0.1, 0.5], range(3)))]
     assert len(set(names)) == len(names)

@@ -248,3 +248,21 @@ def test_a_share_is_searched_for(home):
         if row["arm"] == "pruned":
             low, base = row["versus_full"]["low"], sum(row["map50_95"]) / 2 - row["versus_full"]["mean"]
             assert trials[row["share"]] == (low >= -0.1 and base > 0.1)
+
+
+def test_the_run_may_have_as_many_updates_as_full(home, serial):
+    words = ("--prune", "0.4", "--seeds", "2", "--arms", "pruned", "--budget", "updates", "prune.budget=updates")
+    cells = finish(home, "longer", *words, "--cells", str(home / "runs" / "serial" / "compare.json"))["cells"]
+    found = {(cell["arm"], cell["budget"], cell["seed"]): cell for cell in cells}
+    assert found.keys() == {(a, b, s) for a, b in MEASURED_SO for s in (0, 1)}
+    before = {(c["arm"], c["share"], c["budget"], c["seed"]): c for c in serial["cells"]}
+    for seed in (0, 1):
+        run, shorter = found["one run", "equal updates", seed], before["one run", 0.4, "equal epochs", seed]
+        assert run["kept"] == shorter["kept"]  # what is spent comes after the choice
+        assert (run["images"], shorter["images"]) == (12, 12)
+        assert (run["epochs"], shorter["epochs"]) == (5, 3)
+        assert run["updates"] > shorter["updates"]
+        assert found["pruned", "equal updates", seed] == before["pruned", 0.4, "equal updates", seed]
+
+
+MEASURED_SO = (("full", "equal epochs"), ("one run", "equal updates"), ("pruned", "equal updates"))

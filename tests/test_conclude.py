@@ -322,6 +322,19 @@ def test_place_device_and_name_make_no_difference(comparison, tmp_path):
     assert len(read_elsewhere([result.folder / "compare.json"], config, "aa", "bb").cells) == len(done)
 
 
+def test_what_a_run_had_as_much_of_is_told_by_its_cell_and_not_by_the_recipe(comparison, tmp_path):
+    """And what it chose comes before it is spent, so that lists cut from it stand."""
+    result, done = comparison
+    save(result)
+    config = config_of(tmp_path, **{"prune.budget": "updates"})
+    taken = read_elsewhere([result.folder / "compare.json"], config, "aa", "bb").cells
+    assert len(taken) == len(done)
+    runner = CellRunner(tmp_path, config, tmp_path / "data.yaml")
+    (chosen,) = {runner.choosing(SHARE, 0)}
+    assert (chosen.budget, chosen in taken) == (UPDATES, False)
+    assert Cell(RUN, SHARE, EPOCHS, 0) in taken
+
+
 def test_settings_of_a_dynamic_training_make_no_difference_where_none_is(comparison, tmp_path):
     """Of an earlier version, say, that did not have one of them yet."""
     result, done = comparison

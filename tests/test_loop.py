@@ -316,6 +316,7 @@ MADE_WRONG = [
     ("a word for a seed", {"seed": "a"}, "seed as a whole number, 0 or more, but got 'a'"),
     ("all of few", {"n": 9, "prune": 0.95}, "a sample that stays, but prune 0.95 takes all of 9: give a smaller share"),
     ("a keep list", {"config": PruneConfig(keep="x")}, "no keep list, but got one: a loop knows samples by number.*"),
+    ("updates", {"config": PruneConfig(budget="updates")}, "budget=epochs, but got updates: a loop of your own .*"),
     ("settings in a dict", {"config": {"tau": 1}}, r"a PruneConfig as config, but got \{'tau': 1\}: .*"),
     ("a word", {"prune": "0.3"}, "prune as the share to remove, 0 to 0.95, but got '0.3'"),
 ]

@@ -9,7 +9,7 @@ from tests import helpers
 from tests.helpers import LENGTHS, results, train_here
 from tests.killing import different
 from yolo_adapruner import AdaPruneTrainer, PruneConfig
-from yolo_adapruner.core.schedule import Draw, Dynamic, Visits, validates
+from yolo_adapruner.core.schedule import Draw, Dynamic, Stretch, Visits, validates
 from yolo_adapruner.data import export
 from yolo_adapruner.engine import runtime, state
 from yolo_adapruner.engine.snapshot import Steps
@@ -505,3 +505,23 @@ def test_nan_behind_an_epoch_that_is_not_saved_goes_on_with_the_mask_as_it_is(da
     assert min(row["metrics/mAP50-95(B)"] for row in rows) >= 0
     assert trainer.visits.count.sum() == sum(row["prune/images"] for row in rows)
     assert trainer.visits.count.max() == 20
+
+
+@pytest.mark.parametrize("trained", [8000, 7651, 400])
+@pytest.mark.parametrize("kept", [399, 320, 200, 20])
+def test_a_stretched_training_trains_on_as_many_samples_as_planned(trained, kept):
+    stretch = Stretch.of(planned=40, n=400, trained=trained, begin=20, kept=kept)
+    assert abs(trained + (stretch.epochs - stretch.begin) * kept - 40 * 400) <= kept / 2
+
+
+def test_a_stretched_training_s_schedule_goes_by_what_it_has_trained_on():
+    stretch = Stretch.of(planned=40, n=400, trained=20 * 400, begin=20, kept=320)
+    assert stretch.epochs == 45
+    at = [stretch.at(epoch) / stretch.epochs for epoch in range(20, 46)]
+    trained = [(20 * 400 + done * 320) / (40 * 400) for done in range(26)]
+    assert at == pytest.approx(trained)
+    assert (at[0], at[-1]) == (0.5, 1.0)
+
+
+def test_a_training_that_has_trained_on_all_it_was_to_has_one_epoch_left():
+    assert Stretch.of(planned=4, n=10, trained=40, begin=3, kept=5).epochs == 4

@@ -1,6 +1,7 @@
 """One run from end to end: what it leaves behind, what each stage reads, and that plain Ultralytics can use it."""
 
 import csv
+import itertools
 import json
 import math
 import shutil
@@ -587,6 +588,24 @@ def test_patience_counts_from_the_fine_tune_stage_on(data, tmp_path):
     method = {"warmup": 2, "joint": 0.25, "validate_all": True}
     train_here(data, tmp_path / "run", trainer=Falling, epochs=8, patience=1, method=method)
     assert stages(tmp_path / "run") == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("cos_lr", [False, True])
+def test_with_a_budget_of_updates_what_pruning_spares_is_spent_on_the_kept_images(data, tmp_path, caplog, cos_lr):
+    method = {"warmup": 2, "joint": 0.25, "budget": "updates"}
+    train_here(data, tmp_path / "run", share=0.5, epochs=8, cos_lr=cos_lr, warmup_epochs=0, method=method)
+    rows = results(tmp_path / "run")
+    # two epochs of warm-up and two joint ones on 24 images: eight of twelve make up for the other four
+    assert [row["prune/images"] for row in rows] == [24] * 4 + [12] * 8
+    assert "12 epochs instead of 8, for as many updates as on all images" in caplog.text
+    train_here(data, tmp_path / "stock", share=0, epochs=8, cos_lr=cos_lr, warmup_epochs=0)
+    stock = [row["lr/pg0"] for row in results(tmp_path / "stock")]
+    rates = [row["lr/pg0"] for row in rows]
+    # by what has been trained on: two short epochs take it as far as a long one
+    assert rates[:4] + rates[4::2] == pytest.approx(stock)
+    assert all(before > after for before, after in itertools.pairwise(rates))
+    visits = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["visits"]
+    assert visits == {"images": 8 * 24, "of": 8 * 24, "epochs": 12}
 
 
 def test_a_share_that_rounds_to_no_image_says_so(data, tmp_path, caplog):

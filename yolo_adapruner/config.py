@@ -144,6 +144,12 @@ class PruneConfig(BaseModel):
         description="Validate after each epoch, as Ultralytics does; false: once as many images have been trained on "
         "as there are, and after the last epochs.",
     )
+    budget: Literal["epochs", "updates"] = Field(
+        "epochs",
+        description="What a run has as many of as a training on everything. epochs: they get shorter as images leave, "
+        "which saves time. updates: the fine-tune stage goes on until as many images have been trained on, which saves "
+        "none.",
+    )
     keep: str | None = Field(None, description="File with the images that must stay, a path a line (--keep).")
 
     @model_validator(mode="after")
@@ -152,6 +158,12 @@ class PruneConfig(BaseModel):
             raise ValueError(
                 f"dynamic_share must be above 1 / dynamic_rest, but got {self.dynamic_share:g} and {self.dynamic_rest}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _time_is_saved_or_not(self) -> PruneConfig:
+        if self.dynamic and self.budget == "updates":
+            raise ValueError("budget must be epochs with dynamic, which is there to save time, but got updates")
         return self
 
     @field_validator("keep")

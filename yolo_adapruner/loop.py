@@ -277,6 +277,8 @@ def _settings(config: PruneConfig | None, prune: float | None) -> PruneConfig:
         given["share"] = prune
     if given.get("keep") is not None:
         raise ConfigError("Expected no keep list, but got one: a loop knows samples by number, and no files.")
+    if given.get("budget") == "updates":
+        raise ConfigError("Expected budget=epochs, but got updates: a loop of your own has the epochs that it runs.")
     if given.get("dynamic"):
         raise ConfigError("Expected dynamic=False, but got True: a loop of your own draws its samples by a sampler.")
     return PruneConfig(**{**DEFAULTS, **given})

@@ -93,7 +93,7 @@ class Settings:
     """The method's settings; `PruneConfig` documents them and holds ranges and defaults.
 
     `floor` and `keep` reach the pruner as `Constraints`: only its caller knows groups and lists. What begins with
-    `dynamic`, `validate_all` and `warmup_agree` are the caller's alone.
+    `dynamic`, `validate_all`, `warmup_agree` and `budget` are the caller's alone.
     """
 
     share: float
@@ -127,6 +127,7 @@ class Settings:
     validate_all: bool = False
     warmup_agree: float = 2.0
     warmup_patience: Literal["auto"] | int = 0
+    budget: Literal["epochs", "updates"] = "epochs"
 
     @property
     def hurried(self) -> bool:

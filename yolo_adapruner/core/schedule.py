@@ -153,6 +153,46 @@ def validates(trained: int, n: int, epoch: int, epochs: int) -> bool:
     return not epoch or trained >= _NEARLY * n or epoch >= epochs - max(round(VALIDATED * epochs), 1)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A training that goes on, on fewer samples, until it has trained on as many as planned.
+
+    Its learning rate goes by what it has trained on: an epoch on fewer samples takes that as far as the part of an
+    epoch on all that it is.
+
+    Attributes:
+        begin: first epoch on fewer samples, counted from 0.
+        epochs: all there are now, > `begin`.
+        progress: part of what was planned that was trained on before, [0, 1).
+    """
+
+    begin: int
+    epochs: int
+    progress: float
+
+    @classmethod
+    def of(cls, planned: int, n: int, trained: int, begin: int, kept: int) -> Stretch:
+        """Return the stretch of a training that was planned to draw all samples in each epoch.
+
+        Args:
+            planned: epochs, > `begin`.
+            n: samples.
+            trained: samples drawn so far, in all epochs together.
+            begin: the epoch that comes next.
+            kept: samples that each epoch draws from now on, >= 1.
+
+        >>> Stretch.of(planned=40, n=400, trained=8000, begin=20, kept=320)
+        Stretch(begin=20, epochs=45, progress=0.5)
+        """
+        left = max(round((planned * n - trained) / kept), 1)
+        return cls(begin, begin + left, min(trained / (planned * n), 1.0))
+
+    def at(self, epoch: float) -> float:
+        """Return which epoch of `epochs` as long ones it is, by what has been trained on when `epoch` begins."""
+        part = (epoch - self.begin) / (self.epochs - self.begin)
+        return self.epochs * (self.progress + (1 - self.progress) * part)
+
+
 class Plan(Protocol):
     """Says before each epoch which samples it draws."""
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +29,7 @@ from yolo_adapruner.core.floors import Constraints, Groups
 from yolo_adapruner.core.layout import Layout
 from yolo_adapruner.core.nearest import takes_long
 from yolo_adapruner.core.pruner import Pruner, Settings, Stage
-from yolo_adapruner.core.schedule import Draw, Dynamic, Plan, Visits, validates
+from yolo_adapruner.core.schedule import Draw, Dynamic, Plan, Stretch, Visits, validates
 from yolo_adapruner.core.selection import drop_count
 from yolo_adapruner.core.suspicion import Judge
 from yolo_adapruner.data import export
@@ -97,6 +98,9 @@ class AdaPruneMixin(Resumable):
     channels: ClassVar[tuple[str, ...]] = CHANNELS
     planner: ClassVar[Callable[[Any], Plan] | None] = None
     watched: ClassVar[bool] = False
+    epochs: int  # Ultralytics', as are the next two
+    scheduler: Any
+    lf: Callable[[float], float]
 
     @classmethod
     def configured(
@@ -132,6 +136,7 @@ class AdaPruneMixin(Resumable):
         self._own_classes: dict[str, Any] = {}  # the data file's, where the detector trains on others
         self._kept_dataset: Any = None
         self._entered: tuple[Stage | None, Any] | None = None
+        self._stretch: Stretch | None = None
         self._columns: dict[str, float] = {}
         self._started: dict[str, Any] | None = None
         self._rehearsal: Rehearsal | None = None
@@ -358,6 +363,9 @@ class AdaPruneMixin(Resumable):
         # Another loader in the same stage: upstream builds a new one when memory ran out.
         if (stage, self.train_loader) != self._entered:
             self._enter(stage)
+        longer = self.prune_config.budget == "updates" and self._stretch is None
+        if longer and pruner is not None and pruner.kept is not None:
+            self._go_on_for(self._as_many_updates(pruner.kept))
         self._before = self._since, self._validated
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
         self._looks, self._shares = evidence.Evidence(), evidence.Evidence()
@@ -379,6 +387,25 @@ class AdaPruneMixin(Resumable):
             if stage is not Stage.FINETUNE:
                 self.stopper.best_epoch = self.epoch + 1  # patience counts from the fine-tune stage on
         self._open_draw(weights)
+
+    def _as_many_updates(self, kept: NDArray[np.bool_]) -> Stretch:
+        """Return how long the fine-tune stage takes to train on as many images as were planned for the whole run."""
+        assert self.visits is not None
+        trained = int(self.visits.count.sum())
+        return Stretch.of(self.args.epochs, len(self.paths), trained, self.epoch, int(kept.sum()))
+
+    def _go_on_for(self, stretch: Stretch) -> None:
+        """Change the run's epochs, and the learning rate's schedule with them, as Ultralytics does for `time`."""
+        self._stretch = stretch
+        if stretch.epochs != self.epochs:
+            LOGGER.info(f"{stretch.epochs} epochs instead of {self.epochs}, for as many updates as on all images")
+        self.epochs, scheduler = stretch.epochs, self.scheduler
+        self._setup_scheduler()
+        by_epoch = self.lf
+        self.lf = lambda epoch: by_epoch(stretch.at(epoch))
+        # The one that knows where the run stands; it sets the rates when the epoch begins.
+        scheduler.lr_lambdas = [self.lf] * len(scheduler.lr_lambdas)
+        self.scheduler = scheduler
 
     def _open_draw(self, weights: NDArray[np.float32] | None) -> None:
         """Ask the plan what the epoch draws, tell the loader, and put the draw's weights onto the mask's, (N,)."""
@@ -766,6 +793,7 @@ class AdaPruneMixin(Resumable):
             "visits": None if self.visits is None else self.visits.state_dict(),
             "since": self._since,
             "validated": self._validated,
+            "stretch": None if self._stretch is None else asdict(self._stretch),
             "sight": None if self._rehearsal is None else self._rehearsal.sight.state_dict(),
             "plan": None if keeps is None else keeps.state_dict(),
             "trajectory": None if self._onlooker is None else self._onlooker.trajectory.state_dict(),
@@ -789,6 +817,8 @@ class AdaPruneMixin(Resumable):
                 self._rehearsal.sight.load_state_dict(mask["sight"])
             self.visits.load_state_dict(mask["visits"])
             self._since, self._validated = mask["since"], mask["validated"]
+            if (stretch := mask.get("stretch")) is not None:
+                self._go_on_for(Stretch(**stretch))
             if mask["plan"] is not None:
                 self.plan.load_state_dict(mask["plan"])  # type: ignore[union-attr]  # it gave that state
 
@@ -844,7 +874,8 @@ class AdaPruneMixin(Resumable):
         if self.visits is None:
             return {}
         epochs = self.epoch + 1
-        return {"visits": {"images": int(self.visits.count.sum()), "of": epochs * len(self.paths), "epochs": epochs}}
+        of = min(epochs, self.args.epochs) * len(self.paths)
+        return {"visits": {"images": int(self.visits.count.sum()), "of": of, "epochs": epochs}}
 
     def _export(self, metrics: dict[str, float] | None) -> None:
         outcome = self._outcome()

@@ -28,7 +28,7 @@ from yolo_adapruner.study import arms, folders
 from yolo_adapruner.study.baselines import equal_updates_epochs
 from yolo_adapruner.study.drawn import planner_for
 from yolo_adapruner.study.elsewhere import NOTHING, Elsewhere
-from yolo_adapruner.study.table import EPOCHS, Cell
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
 
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
@@ -68,6 +68,15 @@ class CellRunner:
         """Return the cell's folder."""
         return self.folder / "cells" / cell.name
 
+    @property
+    def run_budget(self) -> str:
+        """What the runs that choose have as much of as full."""
+        return UPDATES if self.config.prune.budget == "updates" else EPOCHS
+
+    def choosing(self, share: float, seed: int) -> Cell:
+        """Return the cell of the run that chooses at a share."""
+        return Cell(arms.RUN, share, self.run_budget, seed)
+
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """Return the figures of a finished cell, None for one that is not."""
         try:
@@ -101,6 +110,8 @@ class CellRunner:
         config = self.config.model_copy(update={"seed": cell.seed, "data": str(data), "epochs": epochs})
         prepared = config.with_prune(share)
         result, seconds = train(prepared, self.home(cell), watched=self._watches(cell), planner=planner)
+        if cell.arm == arms.RUN and cell.budget == UPDATES:
+            epochs = len(_rows(self.home(cell) / "results.csv"))
         figures = {
             **asdict(cell),
             "images": result.kept if planner is None else self._visited(cell),
@@ -126,7 +137,7 @@ class CellRunner:
         """What the list of a cell is cut from: the run of its seed at a share, or the watched training."""
         chooser = self if self.runs is None else replace(self, folder=self.runs)
         if cell.arm not in arms.WATCHING:
-            chosen = Cell(arms.RUN, share, EPOCHS, cell.seed)
+            chosen = self.choosing(share, cell.seed)
             if chosen in self.elsewhere.cells and not (chooser.home(chosen) / RECORD).is_file():
                 self._run(chosen)  # its figures were known, its list is not
             return export.read(chooser.home(chosen))[1]

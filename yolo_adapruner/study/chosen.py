@@ -18,7 +18,7 @@ from yolo_adapruner.data import export
 from yolo_adapruner.study import elsewhere, ledger
 from yolo_adapruner.study.arms import FULL, PRUNED, RUN
 from yolo_adapruner.study.cells import CellRunner
-from yolo_adapruner.study.table import EPOCHS, Cell
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
 
 HOURS, OVERLAP, JUDGED = "hours", "overlap", "judged"
 """Kinds of entries: see `docs/compare-schema.md`."""
@@ -68,14 +68,14 @@ def entries(found: Mapping[Cell, Chosen], done: Mapping[Cell, Mapping[str, Any]]
         done: figures of all cells.
     """
 
-    def hours(arm: str, share: float, budget: str) -> list[float]:
-        return [float(f["hours"]) for c, f in done.items() if (c.arm, c.share, c.budget) == (arm, share, budget)]
+    def hours(arm: str, share: float, *budgets: str) -> list[float]:
+        return [float(f["hours"]) for c, f in done.items() if (c.arm, c.share) == (arm, share) and c.budget in budgets]
 
     said: list[dict[str, Any]] = []
     for share in sorted({cell.share for cell in done if cell.arm == RUN}):
         what = f"dropping {100 * share:.3g} %"
         if kept_hours := hours(PRUNED, share, EPOCHS):
-            book = ledger.ledger(hours(RUN, share, EPOCHS), hours(FULL, 0.0, EPOCHS), kept_hours)
+            book = ledger.ledger(hours(RUN, share, EPOCHS, UPDATES), hours(FULL, 0.0, EPOCHS), kept_hours)
             line = ledger.ledger_line(f"{what}, equal epochs", book)
             said.append({"share": share, "kind": HOURS, **asdict(book), "line": line})
         runs = sorted((cell for cell in found if cell.share == share), key=lambda cell: cell.seed)

@@ -136,7 +136,11 @@ def compare(
         )
         numbers = range(resolved.seed, resolved.seed + seeds)
         given = (LISTED, listed_share) if listed else None
-        chains = [] if searching else grid.plan(shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given)
+        chains = []
+        if not searching:
+            chains = grid.plan(
+                shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given, run_budget=runner.run_budget
+            )
         runner = replace(runner, watched=_to_watch(runner, chains))
         run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)
         facts: dict[str, Any] = {
@@ -253,7 +257,7 @@ def _search(
 ) -> tuple[dict[Cell, dict[str, Any]], dict[str, Any]]:
     """Run what bisection asks for, and return all cells and what came of it."""
     assert runner.ranking is not None
-    ranked = [[Cell(FULL, 0.0, EPOCHS, s), Cell(RUN, runner.ranking, EPOCHS, s)] for s in seeds]
+    ranked = [[Cell(FULL, 0.0, EPOCHS, s), runner.choosing(runner.ranking, s)] for s in seeds]
     cells = dict(run_cells(ranked))
 
     def within(share: float) -> bool:

@@ -25,7 +25,8 @@ SET, LIST, IMAGES = "set_print", "list_print", "reported_images"
 """Keys of compare.json: content of the set, of the given list, and how many test images `draws` were drawn from."""
 DRAWS, KEPT, DRAWN = "draws", "kept", "drawn"
 """Keys of a cell: its mAP on seeded draws of the test images, as text; what a run kept and drew, hexadecimal bits."""
-_PLACE = ("data", "project", "name", "device", "prune.share")
+_ELSE = ("data", "project", "name", "device", "prune.share", "prune.budget")
+"""What of a recipe may differ: place and device, and what each cell says itself; a run spends only after it chose."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _reason(error: Exception) -> str:
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     before, now = (_flat(json.loads(json.dumps(c, default=str))) for c in (held, wanted))
     dynamic = before.get("prune.dynamic") or now.get("prune.dynamic")
-    keys = [key for key in {**before, **now} if key not in _PLACE and (dynamic or not key.startswith("prune.dynamic_"))]
+    keys = [key for key in {**before, **now} if key not in _ELSE and (dynamic or not key.startswith("prune.dynamic_"))]
     return [key for key in keys if before.get(key) != now.get(key)]
 
 

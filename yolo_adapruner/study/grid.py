@@ -47,6 +47,7 @@ def plan(
     arms: Sequence[str] = (PRUNED, RANDOM),
     budgets: Sequence[str] = (EPOCHS, UPDATES),
     listed: tuple[str, float] | None = None,
+    run_budget: str = EPOCHS,
 ) -> list[list[Cell]]:
     """Return the grid as chains of cells, seed by seed; a cell builds on the first cell of its own chain only.
 
@@ -56,6 +57,7 @@ def plan(
         arms: those that train anew on what they keep.
         budgets: for as many epochs as full, for as many updates, or once each.
         listed: arm and share of a given list.
+        run_budget: of the runs that choose.
     """
     chains = []
     for seed in seeds:
@@ -64,7 +66,7 @@ def plan(
         watching = [cell for cells in grid.values() for cell in cells if cell.arm in WATCHING]
         chains.append([Cell(FULL, 0.0, EPOCHS, seed), *watching])
         for share, cells in grid.items():
-            chains.append([Cell(RUN, share, EPOCHS, seed), *(cell for cell in cells if cell.arm not in WATCHING)])
+            chains.append([Cell(RUN, share, run_budget, seed), *(cell for cell in cells if cell.arm not in WATCHING)])
         if INFOBATCH in arms:
             chains += [[Cell(INFOBATCH, share, b, seed)] for share in shares for b in budgets]
         if AFSS in arms:  # its rates are its own, whatever the share, and so are its updates
