@@ -23,7 +23,7 @@ from yolo_adapruner.study.answers import Study, draw, save, summarise
 from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.masks import outside
 from yolo_adapruner.study.questions import MaskRow, StudyRunner, study
-from yolo_adapruner.study.table import EPOCHS, UPDATES
+from yolo_adapruner.study.table import EPOCHS, UPDATES, run_budget
 from yolo_adapruner.study.variants import GRID, MANY_SHARES, QUESTIONS, Trial, plan, variants
 
 CONFIG = load({"model": "resnet18-32px-w16.yaml", "data": "digits-classes"})
@@ -101,6 +101,14 @@ def test_every_trial_comes_after_what_it_is_cut_from():
                 if cell.arm in (PRUNED, RANDOM):
                     chooser = by_name[cell.variant].chosen_by or cell.variant
                     assert Trial(RUN, cell.share, EPOCHS, cell.seed, chooser) in chain[:i]
+
+
+def test_runs_have_what_the_config_gives_them_and_all_else_equal_updates():
+    config = load("yolov3-tiny", {"prune.budget": "updates"})
+    trials = [trial for chain in plan(variants("terms", config), [0.1], [0], run_budget(config)) for trial in chain]
+    assert {trial.budget for trial in trials if trial.arm == RUN} == {UPDATES}
+    assert {trial.budget for trial in trials if trial.arm == FULL} == {EPOCHS}
+    assert run_budget(load("yolov3-tiny")) == EPOCHS
 
 
 def test_without_training_anew_only_the_runs_and_full_are_left():

@@ -28,7 +28,7 @@ from yolo_adapruner.study import arms, folders
 from yolo_adapruner.study.baselines import equal_updates_epochs
 from yolo_adapruner.study.drawn import planner_for
 from yolo_adapruner.study.elsewhere import NOTHING, Elsewhere
-from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, run_budget
 
 if TYPE_CHECKING:
     from yolo_adapruner.engine.run import RunResult
@@ -68,14 +68,9 @@ class CellRunner:
         """Return the cell's folder."""
         return self.folder / "cells" / cell.name
 
-    @property
-    def run_budget(self) -> str:
-        """What the runs that choose have as much of as full."""
-        return UPDATES if self.config.prune.budget == "updates" else EPOCHS
-
     def choosing(self, share: float, seed: int) -> Cell:
         """Return the cell of the run that chooses at a share."""
-        return Cell(arms.RUN, share, self.run_budget, seed)
+        return Cell(arms.RUN, share, run_budget(self.config), seed)
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """Return the figures of a finished cell, None for one that is not."""

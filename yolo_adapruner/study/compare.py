@@ -28,7 +28,7 @@ from yolo_adapruner.study.conclude import SCHEMA, Comparison, conclude, replicat
 from yolo_adapruner.study.folders import judge_folder
 from yolo_adapruner.study.ground import folder_of, judge_data, listed_images, set_of
 from yolo_adapruner.study.progress import Progress
-from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, summarise, words
+from yolo_adapruner.study.table import EPOCHS, UPDATES, Cell, run_budget, summarise, words
 from yolo_adapruner.study.verdict import BETTER, WITHIN, judge
 
 AUTO = "auto"
@@ -139,7 +139,7 @@ def compare(
         chains = []
         if not searching:
             chains = grid.plan(
-                shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given, run_budget=runner.run_budget
+                shares, numbers, arms=wanted, budgets=BUDGETS[budget], listed=given, run_budget=run_budget(resolved)
             )
         runner = replace(runner, watched=_to_watch(runner, chains))
         run_cells = _executor(runner, jobs, cluster, words({"task": task}).first)

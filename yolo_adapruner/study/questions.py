@@ -26,7 +26,7 @@ from yolo_adapruner.study.folders import judge_folder
 from yolo_adapruner.study.ground import folder_of, judge_data, set_of
 from yolo_adapruner.study.masks import MaskFigures, mean_figures
 from yolo_adapruner.study.progress import Progress
-from yolo_adapruner.study.table import EPOCHS, Cell, words
+from yolo_adapruner.study.table import Cell, run_budget, words
 from yolo_adapruner.study.variants import MANY_SHARES, SHARES, Trial, Variant, plan, variants
 
 
@@ -126,7 +126,7 @@ def study(
                 for v in found
             },
         )
-        chains = plan(found, shares, range(resolved.seed, resolved.seed + seeds))
+        chains = plan(found, shares, range(resolved.seed, resolved.seed + seeds), run_budget(resolved))
         with Progress(chains, runner, resolved.epochs, words({"task": task}).first, live=False) as progress:
             done = grid.run_all(chains, runner, jobs, note=progress.note)
         drawn, images = replicates(runner, list(done))
@@ -181,6 +181,6 @@ def _masks(found: Sequence[Variant], runner: StudyRunner, done: Mapping[Cell, An
 
 def _alike(runner: StudyRunner, cell: Trial, first: str) -> float:
     """Of what the first variant's run of the same share and seed dropped, the share this one dropped as well."""
-    other = Trial(cell.arm, cell.share, EPOCHS, cell.seed, first)
+    other = Trial(cell.arm, cell.share, cell.budget, cell.seed, first)
     own, theirs = (~export.read(runner.home(one))[1].kept for one in (cell, other))
     return float((own & theirs).sum() / theirs.sum()) if theirs.any() else float("nan")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_adapruner.config import RunConfig
 from yolo_adapruner.study.arms import AFSS, DYNAMIC, FULL, ORDER, PRUNED, RANDOM
 from yolo_adapruner.study.interval import Difference, paired
 from yolo_adapruner.study.verdict import sentence
@@ -18,6 +19,11 @@ from yolo_adapruner.study.verdict import sentence
 EPOCHS, UPDATES = "equal epochs", "equal updates"
 MOST_CLASSES = 10
 """Classes of which the second table shows a column each, those with the most boxes."""
+
+
+def run_budget(config: RunConfig) -> str:
+    """Return what the runs that choose have as much of as full."""
+    return UPDATES if config.prune.budget == "updates" else EPOCHS
 
 
 @dataclass(frozen=True)

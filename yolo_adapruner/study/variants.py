@@ -119,20 +119,28 @@ def variants(
     return [variant if retrain else replace(variant, arms=(RUN,)) for variant in _some(made, only)]
 
 
-def plan(found: Sequence[Variant], shares: Sequence[float], seeds: Sequence[int]) -> list[list[Trial]]:
-    """Return the trainings as chains, seed by seed; a trial builds on earlier ones of its own chain only."""
+def plan(
+    found: Sequence[Variant], shares: Sequence[float], seeds: Sequence[int], run_budget: str = EPOCHS
+) -> list[list[Trial]]:
+    """Return the trainings as chains, seed by seed; a trial builds on earlier ones of its own chain only.
+
+    Args:
+        found: the variants.
+        shares: prune shares.
+        seeds: of the runs.
+        run_budget: of the runs that choose; all else is judged at equal updates, so that what is measured is the set.
+    """
+    budgets = {RUN: run_budget, PRUNED: UPDATES, RANDOM: UPDATES}
     chained = any(v.chosen_by is not None for v in found)
     chains = []
     for seed in seeds:
         chains += [[Trial(FULL, 0.0, EPOCHS, seed, v.name)] for v in found if v.full]
         for share in shares:
-            of_each = [[Trial(arm, share, _BUDGET[arm], seed, v.name) for arm in v.arms] for v in found]
+            of_each = [[Trial(arm, share, budgets[arm], seed, v.name) for arm in v.arms] for v in found]
             chains += [[trial for trials in of_each for trial in trials]] if chained else of_each
     return chains
 
 
-_BUDGET = {RUN: EPOCHS, PRUNED: UPDATES, RANDOM: UPDATES}
-"""A set is judged at equal updates, so that what is measured is the set."""
 _FIRST: dict[str, Any] = {"arms": (RUN, PRUNED, RANDOM), "full": True}
 
 
