@@ -151,16 +151,20 @@ def test_an_interrupted_run_ends_as_the_run_that_nothing_interrupts(
     assert not list(folder.rglob(".*"))
 
 
-@pytest.mark.parametrize("epoch", [5, 8])
-def test_a_run_with_a_budget_of_updates_is_resumed_as_exactly(home, monkeypatch, tmp_path_factory, epoch):
+@pytest.mark.parametrize(
+    ("epoch", "settings"),
+    [(5, {}), (8, {}), (6, {"mosaic": 1.0, "close_mosaic": 3}), (7, {"mosaic": 1.0, "close_mosaic": 2})],
+    ids=["first-epoch", "last-but-one", "mosaic-closed-before", "mosaic-closes"],
+)
+def test_a_run_with_a_budget_of_updates_is_resumed_as_exactly(home, monkeypatch, tmp_path_factory, epoch, settings):
     monkeypatch.chdir(tmp_path_factory.mktemp("updates"))
     for name in ("set", "small.yaml", "run.yaml"):
         Path(name).symlink_to(home / name)
     longer = ["--prune", "0.5", "prune.budget=updates"]
-    assert main([*run_words("whole"), *longer]) == 0
+    assert main([*run_words("whole", **settings), *longer]) == 0
     with monkeypatch.context() as patch:
         interrupt_after_saving(patch, epoch)
-        assert main([*run_words("cut-off"), *longer]) == 130
+        assert main([*run_words("cut-off", **settings), *longer]) == 130
     runs = Path("runs/adaprune").absolute()
     assert main(["train", "--resume", str(runs / "cut-off")]) == 0
     assert stages(runs / "whole") == [1, 1, 2, 2, *[3] * 4]

@@ -347,7 +347,16 @@ def test_mosaic_tiles_come_from_kept_images_alone(tmp_path, monkeypatch):
     assert len(read[1]) == len(read[2]) == 24
 
 
-def test_mosaic_closed_at_the_end_stays_closed_in_the_fine_tune_stage(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("budget", "close", "mixed"),
+    [
+        ("epochs", 1, [True, True, True, True, True, False]),
+        ("updates", 1, [True] * 8 + [False]),  # of as many epochs as there are now
+        ("updates", 3, [True] * 6 + [False] * 3),  # closes as the longer stage begins: not yet
+        ("updates", 4, [True, True] + [False] * 7),  # had closed before
+    ],
+)
+def test_mosaic_closed_at_the_end_stays_closed_in_the_fine_tune_stage(tmp_path, monkeypatch, budget, close, mixed):
     from ultralytics.data.augment import Mosaic
 
     data = helpers.build_set(tmp_path / "set")
@@ -364,12 +373,13 @@ def test_mosaic_closed_at_the_end_stays_closed_in_the_fine_tune_stage(tmp_path, 
         tmp_path / "run",
         epochs=6,
         mosaic=1.0,
-        close_mosaic=1,
-        method={"warmup": 1},
+        close_mosaic=close,
+        share=0.5,
+        method={"warmup": 1, "joint": 0.3, "budget": budget},
         callbacks={"on_train_epoch_start": lambda _: epochs.append(0)},
     )
-    assert stages(tmp_path / "run") == [1, 2, 2, 3, 3, 3]
-    assert [count > 0 for count in epochs] == [True, True, True, True, True, False]
+    assert stages(tmp_path / "run") == [1, 2, 2, *[3] * (len(mixed) - 3)]
+    assert [count > 0 for count in epochs] == mixed
 
 
 def make_half_wide(data):

@@ -191,11 +191,16 @@ class Resumable(BaseTrainer):
                 if "momentum" in group:
                     group["momentum"] = self.args.momentum
 
+    @property
+    def mosaic_closes(self) -> int:
+        """The epoch from which on Ultralytics mixes no more, counted from 0."""
+        return int(self.epochs - self.args.close_mosaic)
+
     def _go_on(self, saved: Mapping[str, Any]) -> None:
         """Bring loader and random numbers to where they were at the end of the saved epoch."""
         if saved["mask"] is not None:
             self.enter_again(saved["mask"])
-        if self.args.close_mosaic and self.epoch >= self.epochs - self.args.close_mosaic:
+        if self.args.close_mosaic and self.epoch >= self.mosaic_closes:
             # Closed before. Ultralytics would close it once more and start the shuffle anew; it asks for this argument
             # next, and the first epoch puts it back.
             self._close_dataloader_mosaic()

@@ -362,10 +362,10 @@ class AdaPruneMixin(Resumable):
         stage = None if pruner is None else pruner.stage
         # Another loader in the same stage: upstream builds a new one when memory ran out.
         if (stage, self.train_loader) != self._entered:
+            longer = self.prune_config.budget == "updates" and self._stretch is None
+            if longer and pruner is not None and pruner.kept is not None:
+                self._go_on_for(self._as_many_updates(pruner.kept))
             self._enter(stage)
-        longer = self.prune_config.budget == "updates" and self._stretch is None
-        if longer and pruner is not None and pruner.kept is not None:
-            self._go_on_for(self._as_many_updates(pruner.kept))
         self._before = self._since, self._validated
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
         self._looks, self._shares = evidence.Evidence(), evidence.Evidence()
@@ -406,6 +406,12 @@ class AdaPruneMixin(Resumable):
         # The one that knows where the run stands; it sets the rates when the epoch begins.
         scheduler.lr_lambdas = [self.lf] * len(scheduler.lr_lambdas)
         self.scheduler = scheduler
+
+    @property
+    def mosaic_closes(self) -> int:
+        """The epoch from which on Ultralytics mixes no more: by the epochs there were, if that had come before."""
+        planned = int(self.args.epochs - self.args.close_mosaic)
+        return planned if self._stretch is not None and self._stretch.begin > planned else super().mosaic_closes
 
     def _open_draw(self, weights: NDArray[np.float32] | None) -> None:
         """Ask the plan what the epoch draws, tell the loader, and put the draw's weights onto the mask's, (N,)."""
@@ -711,7 +717,7 @@ class AdaPruneMixin(Resumable):
     def _subset(self, dataset: Any, keep: set[str]) -> Any:
         """Return the part of a training set that is kept."""
         part = images.subset(dataset, keep, self.args, traced=self._reads_on)
-        if self.epoch >= self.epochs - self.args.close_mosaic:
+        if self.epoch >= self.mosaic_closes:
             with quiet():
                 part.close_mosaic(hyp=copy(self.args))
         return part
