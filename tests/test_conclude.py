@@ -13,9 +13,10 @@ from yolo_adapruner.core.selection import random_kept
 from yolo_adapruner.data import export
 from yolo_adapruner.errors import ConfigError
 from yolo_adapruner.study import auto
-from yolo_adapruner.study.arms import FULL, PRUNED, RANDOM, RUN
+from yolo_adapruner.study.arms import FULL, LISTED, PRUNED, RANDOM, RUN
 from yolo_adapruner.study.cells import CellRunner
 from yolo_adapruner.study.conclude import Comparison, conclude, replicates, save
+from yolo_adapruner.study.elsewhere import DIGITS
 from yolo_adapruner.study.elsewhere import read as read_elsewhere
 from yolo_adapruner.study.evaluate import coco_metrics, matched
 from yolo_adapruner.study.grid import plan
@@ -359,3 +360,16 @@ def test_a_given_list_is_taken_only_where_it_is_the_same(comparison, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(content))
     counts = [len(read_elsewhere([tmp_path / "list.json"], config_of(tmp_path), "aa", p).cells) for p in ("bb", "cc")]
     assert counts == [1, 0]
+
+
+@pytest.mark.parametrize("kept", [4 / 5, 165 / 205, 2 / 3])
+def test_a_given_list_is_taken_however_its_share_was_worked_out(comparison, tmp_path, kept):
+    """Files of before 2026-11-29 have 1 less the kept share, `0.19999999999999996` of a fifth."""
+    result, _ = comparison
+    save(result)
+    content = json.loads((result.folder / "compare.json").read_text(encoding="utf-8"))
+    content["cells"] = [{**content["cells"][0], "arm": LISTED, "share": 1 - kept}]
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    (cell,) = read_elsewhere([tmp_path / "list.json"], config_of(tmp_path), "aa", "bb").cells
+    total = 615
+    assert cell.share == round((total - round(kept * total)) / total, DIGITS)

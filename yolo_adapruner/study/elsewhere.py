@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from yolo_adapruner.study.table import Cell
 
 SET, LIST, IMAGES = "set_print", "list_print", "reported_images"
 """Keys of compare.json: content of the set, of the given list, and how many test images `draws` were drawn from."""
+DIGITS = 12
+"""Of a given list's share, which is counted: the same number however it is worked out."""
 DRAWS, KEPT, DRAWN = "draws", "kept", "drawn"
 """Keys of a cell: its mAP on seeded draws of the test images, as text; what a run kept and drew, hexadecimal bits."""
 _ELSE = ("data", "project", "name", "device", "prune.share", "prune.budget")
@@ -99,6 +101,8 @@ def read(files: Sequence[str | Path], config: RunConfig, set_print: str, list_pr
         new = 0
         for figures in content["cells"]:
             cell = Cell(figures["arm"], figures["share"], figures["budget"], figures["seed"])
+            if cell.arm == LISTED:  # was written as 1 less what it keeps, 0.19999999999999996 of a fifth
+                cell = replace(cell, share=round(cell.share, DIGITS))
             if cell in found or (cell.arm == LISTED and content.get(LIST) != list_print):
                 continue
             found[cell], new = figures, new + 1

@@ -18,6 +18,7 @@ from yolo_adapruner.data.alone import alone_in
 from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study.arms import PLAIN
 from yolo_adapruner.study.baselines import listed_kept
+from yolo_adapruner.study.elsewhere import DIGITS
 
 _PLAN = "plan.json"
 _OF_ITS_OWN = {
@@ -202,4 +203,4 @@ def listed_images(kept: str | Path, data: Mapping[str, Any]) -> tuple[tuple[str,
     rows = listed_kept(paths, [os.path.abspath(line.strip()) for line in lines if line.strip()])
     if rows.all():
         raise DataError(f"Expected a list that leaves images out, but {kept} names all {len(paths)} training images.")
-    return tuple(p for p, row in zip(paths, rows, strict=True) if row), float((~rows).mean())
+    return tuple(p for p, row in zip(paths, rows, strict=True) if row), round(float((~rows).mean()), DIGITS)
