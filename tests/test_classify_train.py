@@ -55,6 +55,15 @@ def test_share_0_trains_bitwise_as_ultralytics_alone(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_with_a_budget_of_updates_the_kept_images_are_trained_on_for_longer(data, tmp_path):
+    method = {"warmup": 2, "joint": 0.2, "budget": "updates"}
+    run = classes.train_here(data, tmp_path / "run", share=0.5, epochs=5, method=method)
+    images = [row["prune/images"] for row in helpers.results(tmp_path / "run")]
+    assert images == [30] * 3 + [15] * 4
+    assert run.visits.count.sum() == 5 * 30
+
+
+@pytest.mark.slow
 def test_warm_up_trains_bitwise_as_ultralytics_alone(data, tmp_path):
     settings = {"epochs": 5, "method": {"warmup": 3, "joint": 0.2}}
     seen = {}
