@@ -163,7 +163,7 @@ class Stretch:
     Attributes:
         begin: first epoch on fewer samples, counted from 0.
         epochs: all there are now, > `begin`.
-        progress: part of what was planned that was trained on before, [0, 1).
+        progress: part of what was planned that was trained on before, [0, 1].
     """
 
     begin: int
