@@ -10,7 +10,7 @@ import pytest
 
 from yolo_adapruner import __version__, cli
 from yolo_adapruner.config import RunConfig, load
-from yolo_adapruner.errors import DataError, RunError
+from yolo_adapruner.errors import ConfigError, DataError, RunError
 from yolo_adapruner.study.arms import CHOICES, PLAIN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,7 +234,22 @@ def test_a_run_to_resume_needs_no_config(monkeypatch):
     assert resumed == [("runs/a", None)]
 
 
-BESIDE_RESUME = ["yolov3-tiny", "mosaic=1", "--epochs 9", "--prune 0", "--seed 0", "--name x"]
+BESIDE_RESUME = ["yolov3-tiny", "mosaic=1", "--epochs 9", "--prune 0", "--seed 0", "--name x", "--budget updates"]
+
+
+@pytest.mark.parametrize("words", ["--budget updates", "prune.budget=updates", "prune.budget=epochs --budget updates"])
+def test_a_budget_of_updates_is_a_flag_of_train(monkeypatch, words):
+    """Not of `compare`, whose own says what the other arms have."""
+    configs = []
+
+    def train(config):
+        configs.append(config)
+        raise ConfigError("Enough.")
+
+    monkeypatch.setattr("yolo_adapruner.engine.run.train", train)
+    assert cli.main(["train", "yolov3-tiny", "--keep", "stay.txt", *words.split()]) == 2
+    (config,) = configs
+    assert (config.prune.budget, Path(config.prune.keep).name) == ("updates", "stay.txt")
 
 
 @pytest.mark.parametrize("words", BESIDE_RESUME)
@@ -265,6 +280,11 @@ REFUSED = [
     ("a share above", "train yolov3-tiny --prune 1.5", "prune.share: input should be less than or equal to 0.95"),
     ("a share below", "train yolov3-tiny --prune -0.5", "prune.share: input should be greater than or equal to 0"),
     ("two errors", "train yolov3-tiny --prune 2 --epochs 1", "epochs: input should be greater than or equal to 3"),
+    (
+        "updates in shorter epochs",
+        "train yolov3-tiny prune.dynamic=true prune.budget=updates",
+        "budget must be epochs with dynamic, which is there to save time, but got updates",
+    ),
     ("a setting of the method", "train yolov3-tiny tau=0.3", "must not hold tau (set it under prune:)"),
     ("a word among the shares", "compare yolov3-tiny --prune 0.1 x", "Expected settings as key=value, but got x"),
 ]

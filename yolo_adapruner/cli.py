@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="draw easy images in fewer epochs than hard ones; with --prune 0 none is dropped",
     )
+    train.add_argument(
+        "--budget",
+        choices=("epochs", "updates"),
+        help="what the run has as many of as plain training: epochs, shorter and shorter ones, which saves time "
+        "(default), or updates, on what is kept, which saves none",
+    )
     train.add_argument("--keep", metavar="LIST", help="file with the images that must stay, a path a line")
     train.add_argument("--resume", metavar="RUN", help="go on with the interrupted run in this folder")
     train.set_defaults(run=_train, interrupted=_RESUMABLE)
@@ -326,7 +332,8 @@ def _train(args: argparse.Namespace) -> None:
 
         result = resume(args.resume)
     else:
-        config = _run_config(args, args.prune, keep=args.keep, dynamic=args.dynamic, start=args.start)
+        own = {"keep": args.keep, "dynamic": args.dynamic, "prune.budget": args.budget}
+        config = _run_config(args, args.prune, **own, start=args.start)
         from yolo_adapruner.engine.run import train
 
         result = train(config)
@@ -341,7 +348,7 @@ def _train(args: argparse.Namespace) -> None:
 def _refuse_beside_resume(args: argparse.Namespace) -> None:
     """A run goes on as it was started; a setting that would be passed over in silence is refused."""
     others = [args.config, *args.settings] + [
-        f"--{name}" for name in (*_FLAGS, "prune", "keep", "dynamic") if getattr(args, name) is not None
+        f"--{name}" for name in (*_FLAGS, "prune", "keep", "dynamic", "budget") if getattr(args, name) is not None
     ]
     others += ["--from"] if args.start is not None else []
     if given := [word for word in others if word is not None]:
