@@ -254,7 +254,8 @@ def test_the_run_may_have_as_many_updates_as_full(home, serial):
     words = ("--prune", "0.4", "--seeds", "2", "--arms", "pruned", "--budget", "updates", "prune.budget=updates")
     cells = finish(home, "longer", *words, "--cells", str(home / "runs" / "serial" / "compare.json"))["cells"]
     found = {(cell["arm"], cell["budget"], cell["seed"]): cell for cell in cells}
-    assert found.keys() == {(a, b, s) for a, b in MEASURED_SO for s in (0, 1)}
+    trained = (("full", "equal epochs"), ("one run", "equal updates"), ("pruned", "equal updates"))
+    assert found.keys() == {(*cell, seed) for cell in trained for seed in (0, 1)}
     before = {(c["arm"], c["share"], c["budget"], c["seed"]): c for c in serial["cells"]}
     for seed in (0, 1):
         run, shorter = found["one run", "equal updates", seed], before["one run", 0.4, "equal epochs", seed]
@@ -263,6 +264,3 @@ def test_the_run_may_have_as_many_updates_as_full(home, serial):
         assert (run["epochs"], shorter["epochs"]) == (4, 3)  # one on all 20, and three of 12 for the other 40
         assert run["updates"] > shorter["updates"]
         assert found["pruned", "equal updates", seed] == before["pruned", 0.4, "equal updates", seed]
-
-
-MEASURED_SO = (("full", "equal epochs"), ("one run", "equal updates"), ("pruned", "equal updates"))

@@ -331,7 +331,7 @@ def test_what_a_run_had_as_much_of_is_told_by_its_cell_and_not_by_the_recipe(com
     taken = read_elsewhere([result.folder / "compare.json"], config, "aa", "bb").cells
     assert len(taken) == len(done)
     runner = CellRunner(tmp_path, config, tmp_path / "data.yaml")
-    (chosen,) = {runner.choosing(SHARE, 0)}
+    chosen = runner.choosing(SHARE, 0)
     assert (chosen.budget, chosen in taken) == (UPDATES, False)
     assert Cell(RUN, SHARE, EPOCHS, 0) in taken
 

@@ -362,9 +362,6 @@ class AdaPruneMixin(Resumable):
         stage = None if pruner is None else pruner.stage
         # Another loader in the same stage: upstream builds a new one when memory ran out.
         if (stage, self.train_loader) != self._entered:
-            longer = self.prune_config.budget == "updates" and self._stretch is None
-            if longer and pruner is not None and pruner.kept is not None:
-                self._go_on_for(self._as_many_updates(pruner.kept))
             self._enter(stage)
         self._before = self._since, self._validated
         self._evidence, self._drawn, self.taken = evidence.Evidence(), 0, None
@@ -473,6 +470,8 @@ class AdaPruneMixin(Resumable):
         if stage is Stage.FINETUNE and self._features is not None:
             self._features.close()
         if stage is Stage.FINETUNE and self.pruner is not None and self.pruner.kept is not None:
+            if self.prune_config.budget == "updates" and self._stretch is None:
+                self._go_on_for(self._as_many_updates(self.pruner.kept))
             self._say_if_eased(self.pruner.kept, self.pruner.limits)
             keep = {path for path, kept in zip(self.paths, self.pruner.kept, strict=True) if kept}
             self._kept_dataset = self._subset(self.train_loader.dataset, keep)
