@@ -479,6 +479,22 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted_bit_for_bit(warmup, 
         assert_equal(state, copy)
 
 
+def test_the_controller_knows_the_noise_of_what_the_warm_up_measured():
+    """A metric that jumps by chance through the warm-up may jump on; one that did not may not."""
+    actions = {}
+    for jump in (0.0, 0.1):
+        pruner = pruner_of(200, 20, joint=0.5, warmup=8)
+        for epoch in range(8):
+            pruner.open_epoch()
+            pruner.close_epoch(0.4 + jump * (-1) ** epoch, fresh=epoch != 6)
+        assert len(pruner.state.recent) == 7
+        run_epoch(pruner, Readings().of(8), 0.4 - jump)
+        before = pruner.state.progress
+        run_epoch(pruner, Readings().of(9), 0.25)
+        actions[jump] = pruner.state.action, pruner.state.progress > before
+    assert actions == {0.0: ("back: metric", False), 0.1: ("advance", True)}
+
+
 def test_the_weights_of_each_joint_epoch_are_noted_in_a_byte_each_at_the_scale_the_epoch_ran_under():
     pruner, noted = pruner_of(200, 20, joint=0.5, warmup=4), []
     for epoch in range(20):

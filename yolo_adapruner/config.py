@@ -90,8 +90,8 @@ class PruneConfig(BaseModel):
     tolerance: float = Field(
         0.1,
         ge=0,
-        description="How far validation mAP50-95 may fall below the joint stage's best, as a share of it, before the "
-        "controller takes a step back.",
+        description="How far validation mAP50-95 may fall below the joint stage's best, as a share of it and beyond "
+        "twice its noise between epochs, before the controller takes a step back.",
     )
     match: float = Field(
         0.02,

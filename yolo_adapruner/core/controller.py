@@ -7,10 +7,18 @@ number from validation data an epoch, and nothing that a result is later reporte
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 _GONE = 0.5
 """Part of the final share that a mask must have dropped to match it, however near `match` lets it come."""
+NOISE = 2.0
+"""Standard deviations of the validation metric's noise by which two readings may differ and count as equal."""
+RECENT = 10
+"""Readings from which the noise is estimated: it changes as a model learns."""
+_FEWEST = 5
+"""Readings below which nothing is said about it: three residuals."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Schedule:
         s_start, s_end: scale s of the soft weight sigmoid(s * logit) at the ramp's beginning and end, > 0.
         lambda_base, lambda_gain: strength of the compression term, lambda = base + gain * |kept share - target|.
         tolerance: how far the validation metric may fall below its reference before a step is taken back, as a share of
-            the reference, >= 0.
+            the reference, >= 0; the metric's own noise comes on top.
         match: |kept share - kept| up to which a mask counts as having reached the target, if it has dropped half of
             1 - kept at least.
     """
@@ -50,9 +58,10 @@ class State:
         target: kept share asked of the mask now.
         s, lam: scale and lambda in force.
         reference: the validation metric to hold, the best of the joint stage so far (the warm-up's last before that).
-        best_metric, best_epoch: of the epochs whose mask matched the final share, the last of several as good; epoch
-            -1: none did yet.
+        best_metric, best_epoch: the best metric of the epochs whose mask matched the final share, and the last of those
+            as good, up to the metric's noise; epoch -1: none did yet.
         action: what the last step did: "start", "advance", "back: metric", "back: kept", "wait", "settle".
+        recent: the last `RECENT` readings of the validation metric that were no falls, the warm-up's too.
     """
 
     epoch: int
@@ -64,21 +73,51 @@ class State:
     best_metric: float = -math.inf
     best_epoch: int = -1
     action: str = "start"
+    recent: tuple[float, ...] = ()
 
 
-def start(schedule: Schedule, metric: float) -> State:
-    """Return the state at the joint stage's first epoch; `metric` is the validation metric the warm-up ended with."""
+def start(schedule: Schedule, metric: float, recent: Sequence[float] = ()) -> State:
+    """Return the state at the joint stage's first epoch.
+
+    Args:
+        schedule: the settings.
+        metric: the validation metric the warm-up ended with.
+        recent: what the warm-up measured, an epoch each; the last is `metric` itself.
+    """
     # A NaN as reference would count every later epoch as a fall.
     reference = 0.0 if math.isnan(metric) else metric
-    return _at(State(0, 0.0, 1.0, schedule.s_start, schedule.lambda_base, reference), 0.0, kept=1.0, schedule=schedule)
+    begun = State(0, 0.0, 1.0, schedule.s_start, schedule.lambda_base, reference, recent=measured(*recent))
+    return _at(begun, 0.0, kept=1.0, schedule=schedule)
+
+
+def measured(*readings: float) -> tuple[float, ...]:
+    """The last `RECENT` of these readings that are numbers."""
+    return tuple(reading for reading in readings if not math.isnan(reading))[-RECENT:]
+
+
+def noise(readings: Sequence[float]) -> float:
+    """Return the standard deviation of a single reading about its trend, >= 0; 0 of too few to tell.
+
+    Each reading is held against the mean of the two beside it, which a steady rise leaves alone. Of independent noise
+    such a residual has 1.5 times its variance. By the median, so that one collapse does not excuse itself.
+
+    Args:
+        readings: of the validation metric in the order they were taken, without NaN.
+    """
+    if len(readings) < _FEWEST:
+        return 0.0
+    beside = zip(readings[:-2], readings[1:-1], readings[2:], strict=True)
+    residuals = [abs(now - (before + after) / 2) for before, now, after in beside]
+    return 1.4826 * median(residuals) / math.sqrt(1.5)  # 1.4826: from a normal's median deviation to its standard one
 
 
 def step(state: State, kept: float, metric: float, schedule: Schedule, *, fresh: bool = True) -> State:
     """Close a joint epoch and return the next state.
 
-    The ramp goes a step on while the metric holds. It goes a step back when the metric has fallen by more than the
-    tolerance below the reference, and when the mask has dropped more than was asked for. Where nobody has measured the
-    metric since a fall, it stays: one reading is one step back. Nor can such an epoch be the best.
+    The ramp goes a step on while the metric holds. It goes a step back when the metric has fallen below the reference
+    by more than the tolerance and `NOISE` standard deviations of its noise, and when the mask has dropped more than was
+    asked for. Where nobody has measured the metric since a fall, it stays: one reading is one step back. Nor can such
+    an epoch be the best.
 
     Args:
         state: the state this epoch ran under.
@@ -88,7 +127,8 @@ def step(state: State, kept: float, metric: float, schedule: Schedule, *, fresh:
         fresh: the metric was measured in this epoch; if not it is the last one that was.
     """
     stride = 1 / max(1, round(schedule.ramp * schedule.epochs))
-    fell = not metric >= state.reference * (1 - schedule.tolerance)
+    chance = NOISE * noise(state.recent)  # of the readings before this one, or it would excuse itself
+    fell = not metric >= state.reference * (1 - schedule.tolerance) - chance
     if fell and not fresh:
         progress, action = state.progress, "wait"
     elif fell:
@@ -100,12 +140,18 @@ def step(state: State, kept: float, metric: float, schedule: Schedule, *, fresh:
     else:
         progress, action = 1.0, "settle"
     closed = replace(
-        state, epoch=state.epoch + 1, action=action, reference=state.reference if fell else max(state.reference, metric)
+        state,
+        epoch=state.epoch + 1,
+        action=action,
+        reference=state.reference if fell else max(state.reference, metric),
+        # A fall may be what pruning costs, and going to and fro over it is no noise.
+        recent=measured(*state.recent, metric) if fresh and not fell else state.recent,
     )
     # `match` may be all of a small share, and a mask that has dropped nothing yet is none for it.
     matches = abs(kept - schedule.kept) <= schedule.match and 1 - kept >= _GONE * (1 - schedule.kept)
-    if fresh and matches and metric >= state.best_metric:
-        closed = replace(closed, best_metric=metric, best_epoch=state.epoch)
+    # Of two that only chance tells apart the later one rests on more.
+    if fresh and matches and metric >= state.best_metric - chance:
+        closed = replace(closed, best_metric=max(state.best_metric, metric), best_epoch=state.epoch)
     return _at(closed, progress, kept, schedule)
 
 

@@ -425,15 +425,17 @@ class Pruner:
             self.appearance.close_epoch()
         if self.stage is Stage.WARMUP:
             ran |= {"target": 1.0, "s": 0.0, "lambda": 0.0}
-            self._close_warmup(metric, works, agree)
+            self._close_warmup(metric, works, agree, fresh=fresh)
         elif self.stage is Stage.JOINT:
             self._close_joint(metric, np.zeros(self.n, bool) if rested is None else rested, fresh=fresh)
         self._record = self._rehearsed = None
         kept = self.mask.kept_share if self.kept is None else float(self.kept.mean())
         return {"stage": ran["stage"], "kept": kept, **{k: ran[k] for k in ("target", "s", "lambda")}}
 
-    def _close_warmup(self, metric: float, works: bool, agree: float) -> None:
+    def _close_warmup(self, metric: float, works: bool, agree: float, *, fresh: bool) -> None:
         self._warm_epochs += 1
+        if fresh:
+            self.state = replace(self.state, recent=controller.measured(*self.state.recent, metric))
         means = self.record.close()
         now = surprise(means[:, : self.channels])
         self.agreement = rank_agreement(self._surprise, now)
@@ -447,7 +449,7 @@ class Pruner:
         early = (works or ready or self.agreement >= agree) and self.settings.warmup == "auto"
         if early or self._warm_epochs >= self.warmup_limit:
             self.stage = Stage.JOINT
-            self.state = controller.start(self.schedule, metric)
+            self.state = controller.start(self.schedule, metric, self.state.recent)
 
     def _doubt(self, readings: NDArray[np.floating]) -> float:
         """What a judge that learns in this epoch alone takes for wrong, [0, 1], a mean over those it was rehearsed on.
