@@ -286,7 +286,9 @@ def test_what_is_here_comes_before_what_is_elsewhere(comparison, tmp_path):
     ("change", "words"),
     [
         ({"config": {"epochs": 99}}, "same recipe in .*, but it has other epochs"),
-        ({"config": {"prune": {"tau": 0.123}}}, r"other prune\.tau"),
+        ({"config": {"epochs": 99, "prune": {"tau": 0.123}}}, r"other epochs, prune\.tau"),
+        ({"config": {"prune": {"dynamic": True}}}, r"other prune\.dynamic"),
+        ({"config": {"prune": {"validate_all": True}}}, r"other prune\.validate_all"),
         ({"set_print": "cc"}, "same images and labels"),
         ({"cells": [{"arm": "full"}]}, "a cell lacks 'share'"),
         ({"cells": None}, "Expected the compare.json of a finished comparison"),
@@ -306,6 +308,25 @@ def test_a_file_that_is_not_of_this_comparison_is_refused_in_a_line(comparison, 
     with pytest.raises(ConfigError, match=words) as caught:
         read_elsewhere([tmp_path / "other.json"], config_of(tmp_path), "aa", "bb")
     assert "\n" not in str(caught.value)
+
+
+def test_of_another_method_stand_the_cells_that_do_not_hang_on_it(comparison, tmp_path):
+    result, done = comparison
+    save(result)
+    file, config = result.folder / "compare.json", config_of(tmp_path, **{"prune.tau": 0.123})
+    plain = {cell for cell in done if cell.arm not in (RUN, PRUNED)}
+    assert FULL in {cell.arm for cell in plain}
+    assert plain < set(done)
+    taken = read_elsewhere([file], config, "aa", "bb")
+    assert set(taken.cells) == plain
+    (line,) = taken.sources
+    said = "that do not hang on prune.tau, which it has otherwise"
+    assert line == f"{len(plain)} cells of compare.json {said}: 2 cores; numpy x"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["cells"] = [cell for cell in content["cells"] if cell["arm"] in (RUN, PRUNED)]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"same recipe in .*, but it has other prune\.tau"):
+        read_elsewhere([file], config, "aa", "bb")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])

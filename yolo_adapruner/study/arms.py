@@ -34,6 +34,8 @@ DYNAMIC = (INFOBATCH, AFSS)
 EL2N, FORGETTING, AREA_UNDER_MARGIN = "el2n", "forgetting", "area-under-margin"
 WATCHING = (EL2N, FORGETTING, AREA_UNDER_MARGIN)
 """Arms that choose by what a training on everything says epoch by epoch, and need no run of ours."""
+WITHOUT_METHOD = (FULL, RANDOM, CLASS_RANDOM, *WATCHING, LISTED)
+"""Arms whose images and whose trainings hang on no setting of the method."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A grid can so be made in parts, and what a study has published need not be trained again to be taken further. Cells
 stand for each other where recipe, method and the images' and labels' content are the same; where the set lies, on what
-device and under which name a comparison ran makes no difference. Trains nothing.
+device and under which name a comparison ran makes no difference. Nor does the method to `arms.WITHOUT_METHOD`. Trains
+nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from yolo_adapruner.config import RunConfig
 from yolo_adapruner.errors import ConfigError
-from yolo_adapruner.study.arms import LISTED
+from yolo_adapruner.study.arms import LISTED, WITHOUT_METHOD
 from yolo_adapruner.study.table import Cell
 
 SET, LIST, IMAGES = "set_print", "list_print", "reported_images"
@@ -29,6 +30,8 @@ DRAWS, KEPT, DRAWN = "draws", "kept", "drawn"
 """Keys of a cell: its mAP on seeded draws of the test images, as text; what a run kept and drew, hexadecimal bits."""
 _ELSE = ("data", "project", "name", "device", "prune.share", "prune.budget")
 """What of a recipe may differ: place and device, and what each cell says itself; a run spends only after it chose."""
+_METHOD, _ALL_ARMS = "prune.", ("prune.dynamic", "prune.validate_all")
+"""How the method's settings begin; and of these, how those begin that reach a training without a mask too."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,17 @@ def read(files: Sequence[str | Path], config: RunConfig, set_print: str, list_pr
         list_print: of the given list; cells of another list are left out.
 
     Raises:
-        ConfigError: a file is none, or of another recipe or other images.
+        ConfigError: a file is none, or of another recipe or other images; with other settings of the method alone: it
+            has no cell that does not hang on them.
     """
     found: dict[Cell, Mapping[str, Any]] = {}
     sources, images = [], set()
     for file in files:
         content = _content(Path(file))
-        if differ := _differences(content["config"], config.model_dump(mode="json")):
+        differ = _differences(content["config"], config.model_dump(mode="json"))
+        free = all(key.startswith(_METHOD) and not key.startswith(_ALL_ARMS) for key in differ)
+        usable = [cell for cell in content["cells"] if not differ or (free and cell["arm"] in WITHOUT_METHOD)]
+        if differ and not usable:
             raise ConfigError(
                 f"Expected cells of the same recipe in {file}, but it has other {', '.join(differ)}: "
                 "ask for the recipe it was made with."
@@ -99,7 +106,7 @@ def read(files: Sequence[str | Path], config: RunConfig, set_print: str, list_pr
                 "was then."
             )
         new = 0
-        for figures in content["cells"]:
+        for figures in usable:
             cell = Cell(figures["arm"], figures["share"], figures["budget"], figures["seed"])
             if cell.arm == LISTED:  # was written as 1 less what it keeps, 0.19999999999999996 of a fifth
                 cell = replace(cell, share=round(cell.share, DIGITS))
@@ -108,7 +115,8 @@ def read(files: Sequence[str | Path], config: RunConfig, set_print: str, list_pr
             found[cell], new = figures, new + 1
         images.add(content.get(IMAGES, 0))
         versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        sources.append(f"{new} cells of {Path(file).name}: {content['hardware']}; {versions}")
+        part = f" that do not hang on {', '.join(differ)}, which it has otherwise" if differ else ""
+        sources.append(f"{new} cells of {Path(file).name}{part}: {content['hardware']}; {versions}")
     return Elsewhere(found, images.pop() if len(images) == 1 else 0, tuple(sources))
 
 
