@@ -301,11 +301,11 @@ schedules = st.builds(
 @given(
     schedule=schedules,
     warm=metrics,
-    before=st.lists(metrics, max_size=12),
+    earlier=st.lists(metrics, max_size=12),
     epochs=st.lists(st.tuples(shares, metrics), max_size=40),
 )
-def test_whatever_comes_the_controller_stays_in_bounds(schedule, warm, before, epochs):
-    state = start(schedule, warm, [*before, warm])
+def test_whatever_comes_the_controller_stays_in_bounds(schedule, warm, earlier, epochs):
+    state = start(schedule, warm, [*earlier, warm])
     for number, (kept, metric) in enumerate(epochs, 1):
         before, state = state, step(state, kept, metric, schedule)
         assert state.epoch == number
